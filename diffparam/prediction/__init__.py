@@ -1,0 +1,1 @@
+"""Errors predicted before they are measured."""

@@ -1,0 +1,186 @@
+r"""The DDIM step for any parameterization: the identity at ``B = phi_s`` (paper eq. 14)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffparam._checks import check_finite, check_number, check_pair, check_phi
+from diffparam._combine import combine, lift
+from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
+from diffparam.error_model import ErrorModel
+from diffparam.parameterization import AngularParam
+from diffparam.state import VP, StateSpace
+
+
+@dataclass(frozen=True)
+class StepCoefficients:
+    """One step as three float64 numbers (or batches of them): ``x_s = gain_u u + gain_x x_t + noise z``."""
+
+    gain_u: Any
+    gain_x: Any
+    noise: Any = 0.0
+
+    def perturbed(self, error: ErrorModel, generator: torch.Generator | None = None) -> StepCoefficients:
+        """The same step with an error in each coefficient."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, float):
+                return error.apply(torch.tensor([value], dtype=torch.float64), generator).item()
+            return error.apply(torch.as_tensor(value), generator)
+
+        return replace(self, gain_u=apply(self.gain_u), gain_x=apply(self.gain_x), noise=apply(self.noise))
+
+
+def ddim_coefficients(
+    phi_t: Angle, phi_s: Angle, *, param: AngularParam, eta: float = 0.0, state: StateSpace = VP
+) -> StepCoefficients:
+    r"""float64 coefficients of the step from ``phi_t`` to ``phi_s``.
+
+    With eta the target is :math:`\cos\phi_s\,\hat x + \sqrt{\sin^2\phi_s - \sigma_\eta^2}\,\hat\varepsilon`, of length
+    :math:`h` at angle :math:`B`, so :math:`h\,w(B)`; :math:`\sigma_\eta = \eta\,\frac{\sin\phi_s}{\sin\phi_t}
+    \sqrt{\sin(\phi_t-\phi_s)\sin(\phi_t+\phi_s)}/\cos\phi_s` (Song et al. 2021, eq. 16, without cancellation). At eta = 1 the
+    mean is DDPM's posterior mean.
+
+    Args:
+        phi_t: Current angle, radians in [0, pi/2].
+        phi_s: Next angle; above ``phi_t`` the step is an inversion.
+        param: What the output means.
+        eta: 0 is deterministic, 1 is ancestral; only downwards.
+        state: Convention of ``x_t`` and ``x_s``.
+
+    Raises:
+        SingularParameterization: If ``sin(psi - phi_t)`` is zero.
+        ValueError: If an angle is out of range, or eta asks for more noise than ``sin(phi_s)``.
+    """
+    phi_t, phi_s = check_phi(phi_t, "phi_t"), check_phi(phi_s, "phi_s")
+    eta = check_number(eta, "eta", low=0.0) if eta else 0.0
+    length: Any = 1.0
+    target, noise = phi_s, 0.0
+    if eta:
+        length, target, noise = _stochastic_target(phi_t, phi_s, eta)
+    gain_u, gain_x = rebase_gains(phi_t, param.psi_at(phi_t), target, name=param.name)
+    gain_u = gain_u / param.r_at(phi_t)
+    if eta:
+        gain_u, gain_x = length * gain_u, length * gain_x
+    if state.kind == "vp":
+        return StepCoefficients(gain_u, gain_x, noise)
+    to, per = state.scale(phi_s), state.scale(phi_t)
+    return StepCoefficients(gain_u * to, gain_x * to / per, noise * to)
+
+
+def _stochastic_target(phi_t: Angle, phi_s: Angle, eta: float) -> tuple[Any, Any, Any]:
+    """``(length, angle, noise)`` of the mean of a step with eta > 0."""
+    xp = namespace(phi_t, phi_s)
+    if xp is torch:
+        phi_t, phi_s = torch.as_tensor(phi_t), torch.as_tensor(phi_s)
+    down = phi_s <= phi_t
+    if not (down if isinstance(down, bool) else bool(down.all())):
+        raise ValueError(f"eta must be 0 for a step upwards, got {eta!r}; inversion is deterministic")
+    positive = phi_t > 0
+    if not (positive if isinstance(positive, bool) else bool(positive.all())):
+        raise ValueError(f"phi_t must be above 0 where eta is not 0, got 0 with eta = {eta!r}; nothing is left to denoise")
+    ratio = xp.sin(phi_s) * xp.cos(phi_t) / (xp.cos(phi_s) * xp.sin(phi_t))
+    kept = (1.0 - eta**2) + (eta * ratio) ** 2
+    enough = kept >= 0
+    if not (enough if isinstance(enough, bool) else bool(enough.all())):
+        raise ValueError(f"eta must leave a variance of at least 0 at phi_s, got eta = {eta!r}; any eta up to 1 does")
+    b = xp.sin(phi_s) * xp.sqrt(kept)
+    a = xp.cos(phi_s)
+    spread = xp.sqrt(sin_difference(phi_t, phi_s) * xp.sin(phi_t + phi_s))
+    noise = eta * xp.sin(phi_s) / xp.sin(phi_t) * spread / xp.cos(phi_s)
+    return xp.hypot(a, b), xp.atan2(b, a), noise
+
+
+def apply_step(
+    step: StepCoefficients,
+    u: Tensor,
+    x_t: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``gain_u u + gain_x x_t + noise z`` without checks; what :func:`diffparam.solvers.loop.ddim_sample` runs.
+
+    ``z`` is ``noise`` where given, else drawn from ``generator`` in at least float32.
+    """
+    x_s = combine(step.gain_x, x_t, step.gain_u, u)
+    if isinstance(step.noise, float) and step.noise == 0.0:
+        return x_s
+    if noise is None:
+        dtype = x_t.dtype if x_t.dtype.itemsize >= 4 else torch.float32
+        noise = torch.randn(x_t.shape, generator=generator, dtype=dtype, device=x_t.device)
+    return (x_s + noise * lift(step.noise, noise)).to(x_t.dtype)
+
+
+def ddim_step(
+    u: Tensor,
+    x_t: Tensor,
+    phi_t: Angle,
+    phi_s: Angle,
+    *,
+    param: AngularParam,
+    eta: float = 0.0,
+    state: StateSpace = VP,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    output_error: ErrorModel | None = None,
+    state_error: ErrorModel | None = None,
+    coefficient_error: ErrorModel | None = None,
+) -> Tensor:
+    r"""One DDIM step from angle ``phi_t`` to ``phi_s`` (paper eq. 14, and eq. 17 with an injected error).
+
+    .. math:: x_s = \frac{\sin(\phi_s-\phi_t)\, u/r + \sin(\psi-\phi_s)\, x_t}{\sin(\psi-\phi_t)}
+
+    For ``V`` the denominator is 1 and the step is a rotation. A step upwards, ``phi_s > phi_t``, is DDIM inversion.
+
+    Args:
+        u: Network output for ``x_t``, shape ``(*batch, *event)``.
+        x_t: Current sample, same shape; sets dtype and device of the result. Below float32 the arithmetic is float32 and the
+            result is rounded once.
+        phi_t: Current angle, radians in [0, pi/2]: a float, or a float64 CPU tensor: scalar, one per batch item ``(batch,)``,
+            or broadcastable to ``x_t``.
+        phi_s: Next angle, as ``phi_t``.
+        param: What ``u`` means.
+        eta: 0 is deterministic, 1 ancestral (Song et al. 2021, eq. 16).
+        state: Convention of ``x_t`` and of the result.
+        noise: Standard normal noise for eta > 0, same shape; drawn from ``generator`` if missing.
+        generator: Source of all random numbers, on the device of ``x_t``.
+        output_error: Error put on ``u`` before the step.
+        state_error: Error put on the result, as storing it would.
+        coefficient_error: Error put on the three coefficients.
+
+    Returns:
+        The sample at ``phi_s``, like ``x_t``.
+
+    Raises:
+        SingularParameterization: If ``sin(psi - phi_t)`` is zero; names the angle.
+        ValueError: If shapes differ or an angle is out of range.
+        NonFiniteError: If the result is not finite (its inputs were not). Not checked under ``torch.compile`` and ``vmap``.
+    """
+    check_pair(u, x_t, ("u", "x_t"))
+    step = ddim_coefficients(phi_t, phi_s, param=param, eta=eta, state=state)
+    if coefficient_error is not None:
+        step = step.perturbed(coefficient_error, generator)
+    if output_error is not None:
+        u = output_error.apply(u, generator)
+    if noise is not None:
+        check_pair(noise, x_t, ("noise", "x_t"))
+    x_s = apply_step(step, u, x_t, noise=noise, generator=generator)
+    if state_error is not None:
+        x_s = state_error.apply(x_s, generator)
+    check_finite(x_s, "the sample at phi_s", "look for it in u and x_t, which the step only adds up")
+    return x_s
+
+
+def exact_gaussian_flow(x_t: Tensor, phi_t: float, phi_s: float, *, sigma_data: float) -> Tensor:
+    """Where the probability-flow ODE takes ``x_t`` for zero-mean Gaussian data: times sqrt(Var_s / Var_t).
+
+    ``Var = (cos(phi) sigma_data)^2 + sin(phi)^2``. The oracle that DDIM converges to with first order.
+    """
+    variance_t, variance_s = (math.hypot(math.cos(p) * sigma_data, math.sin(p)) for p in (phi_t, phi_s))
+    return x_t * (variance_s / variance_t)

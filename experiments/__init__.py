@@ -1,0 +1,1 @@
+"""One question per file; each writes one record."""

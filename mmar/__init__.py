@@ -1,0 +1,1 @@
+"""mmar: the reference model of the paper, built on diffparam."""

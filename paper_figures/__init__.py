@@ -1,0 +1,1 @@
+"""One figure per file, drawn from records or from the identity."""
