@@ -47,11 +47,11 @@ ARMS = {
     for arm in (
         Arm("v_float32", "v, float32", V, "float32"),
         Arm("eps_float32", "eps, float32", EPSILON, "float32"),
-        Arm("v_mixed", "v, bf16 forward", V, "mixed"),
-        Arm("eps_mixed", "eps, bf16 forward", EPSILON, "mixed"),
+        Arm("v_mixed", "v, bf16 fwd", V, "mixed"),
+        Arm("eps_mixed", "eps, bf16 fwd", EPSILON, "mixed"),
         Arm("v_pure", "v, pure bf16", V, "pure"),
         Arm("eps_pure", "eps, pure bf16", EPSILON, "pure"),
-        Arm("epsw_float32", "eps, v-weighted loss, float32", EPSILON, "float32", v_weighted=True),
+        Arm("epsw_float32", "eps, v-weighted", EPSILON, "float32", v_weighted=True),
     )
 }
 

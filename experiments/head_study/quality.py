@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,40 +24,53 @@ def sample_quality(
     held_out: TokenSet,
     schedule: Schedule,
     *,
-    starts: list[int],
-    step_counts: list[int],
+    starts: Mapping[str, int],
+    step_counts: Sequence[int],
     repeats: int,
     seed: int,
     device: str,
-) -> list[dict[str, float | int | None]]:
+) -> list[dict[str, Any]]:
     """Sample the held-out classes with DDIM and compare with the held-out scans.
 
     The network runs in the arm's own precision, the sampler in float32 (the paper's mixed-precision inference). The initial
     noise depends on the seed alone.
 
     Returns:
-        One row per start and step count: ``start``, ``steps``, ``frechet`` (in units of the normalised tokens squared),
-        ``accuracy``, and ``rms``, the samples' root mean square (1 for the data); None where the sampler left the finite range.
+        One row per start and step count: ``start`` (its name), ``timestep``, ``steps``, ``frechet`` (in units of the
+        normalised tokens squared), ``accuracy``, and ``rms``, the samples' root mean square (1 for the data); None where the
+        sampler left the finite range.
     """
     z = held_out.z.repeat(repeats, 1).to(device)
     labels = held_out.labels.repeat(repeats)
-    rows: list[dict[str, float | int | None]] = []
-    for start in starts:
+    rows: list[dict[str, Any]] = []
+    for start, timestep in starts.items():
         for steps in step_counts:
-            noise = torch.randn(len(z), held_out.tokens.shape[1], generator=torch.Generator().manual_seed(2_000_000 + seed))
-            grid = schedule.up_to(start).respace(steps)
-            row: dict[str, float | int | None] = {"start": start, "steps": steps, "frechet": None, "accuracy": None, "rms": None}
+            noise = torch.randn(len(z), held_out.tokens.shape[1], generator=torch.Generator().manual_seed(3_000_000 + seed))
+            grid = schedule.up_to(timestep).respace(steps)
+            row: dict[str, Any] = {"start": start, "timestep": timestep, "steps": steps}
             try:
-                samples = ddim_sample(
-                    lambda x, t: head(x, t, z, dtype=arm.dtype), noise.to(device), grid, param=arm.param
-                ).cpu()
-                row["frechet"] = frechet_distance(samples, held_out.tokens)
-                row["accuracy"] = accuracy(held_out.to_pixels(samples), labels)
-                row["rms"] = samples.double().square().mean().sqrt().item()
+                samples = ddim_sample(lambda x, t: head(x, t, z, dtype=arm.dtype), noise.to(device), grid, param=arm.param)
+                row |= _quality(samples.cpu(), labels, held_out)
             except NonFiniteError:
-                pass  # the row says None: the sampler left the finite range
+                row |= {"frechet": None, "accuracy": None, "rms": None}
             rows.append(row)
     return rows
+
+
+def reference_quality(train: TokenSet, held_out: TokenSet) -> dict[str, float]:
+    """What is possible: the training scans as if they were samples, and the classifier on the held-out scans."""
+    return {
+        "frechet": frechet_distance(train.tokens, held_out.tokens),
+        "held_out_accuracy": accuracy(held_out.to_pixels(held_out.tokens), held_out.labels),
+    }
+
+
+def _quality(samples: Tensor, labels: Tensor, held_out: TokenSet) -> dict[str, float]:
+    return {
+        "frechet": frechet_distance(samples, held_out.tokens),
+        "accuracy": accuracy(held_out.to_pixels(samples), labels),
+        "rms": samples.double().square().mean().sqrt().item(),
+    }
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
