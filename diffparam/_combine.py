@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffparam.angle import Angle
+from diffparam.angle import Angle, is_traced
 
 
 def combine(gain_x: Angle, x: Tensor, gain_u: Angle, u: Tensor) -> Tensor:
@@ -20,7 +20,9 @@ def combine(gain_x: Angle, x: Tensor, gain_u: Angle, u: Tensor) -> Tensor:
         compute = torch.float64 if torch.float64 in (dtype, u.dtype) else torch.float32
         x, u = x.to(compute), u.to(compute)
     if isinstance(gain_x, float) and isinstance(gain_u, float):
-        out = torch.add(torch.mul(x, gain_x), u, alpha=gain_u)
+        out = torch.mul(x, gain_x)
+        # One temporary less. Functorch cannot write a batched u into what an unbatched x made.
+        out = torch.add(out, u, alpha=gain_u) if is_traced(u) else out.add_(u, alpha=gain_u)
     else:
         out = x * lift(gain_x, x) + u * lift(gain_u, x)
     return out if out.dtype is dtype else out.to(dtype)

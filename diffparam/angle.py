@@ -14,7 +14,7 @@ The functions here take angles as Python floats, numpy float64 arrays or torch f
 from __future__ import annotations
 
 import math
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +28,20 @@ Angle = float | np.ndarray | Tensor
 HALF_PI = math.pi / 2
 
 
-def namespace(*angles: Angle) -> ModuleType:
+def namespace(*angles: Angle) -> Any:
     """The module whose ``sin``, ``cos``, ``atan2``, ``hypot`` fit these angles: ``math``, ``numpy`` or ``torch``."""
-    if any(isinstance(a, Tensor) for a in angles):
-        return torch
-    if any(isinstance(a, np.ndarray) for a in angles):
-        return np
-    return math
+    found: Any = math
+    for angle in angles:
+        if isinstance(angle, float):  # first: every step of a sampler asks, and isinstance(., Tensor) is slow to say no
+            continue
+        if isinstance(angle, Tensor):
+            return torch
+        if isinstance(angle, np.ndarray):
+            found = np
+    return found
 
 
-def sin_difference(a: Angle, b: Angle) -> Angle:
+def sin_difference(a: Any, b: Any) -> Any:
     """``sin(a - b)``, right to an ulp or two even where ``a - b`` rounds (near a multiple of pi).
 
     The subtraction's rounding error is recovered exactly (Knuth's two-sum) and added to first order.
@@ -49,7 +53,7 @@ def sin_difference(a: Angle, b: Angle) -> Angle:
     return xp.sin(d) + lost * xp.cos(d)
 
 
-def rebase_gains(phi: Angle, psi: Angle, target: Angle, *, name: str = "custom") -> tuple[Angle, Angle]:
+def rebase_gains(phi: Angle, psi: Angle, target: Angle, *, name: str = "custom") -> tuple[Any, Any]:
     r"""Gains ``(on u/r, on x_t)`` that give :math:`w(B)`: ``sin(B-phi)/sin(psi-phi)`` and ``sin(psi-B)/sin(psi-phi)``.
 
     Args:
@@ -71,10 +75,10 @@ def rebase_gains(phi: Angle, psi: Angle, target: Angle, *, name: str = "custom")
     return sin_difference(target, phi) / s, sin_difference(psi, target) / s
 
 
-def require_regular(sin_theta: Angle, phi: Angle, psi: Angle, *, name: str) -> None:
+def require_regular(sin_theta: Any, phi: Any, psi: Any, *, name: str) -> None:
     """Raise :class:`SingularParameterization` where ``sin_theta`` is zero to within the rounding of its angles."""
     if isinstance(sin_theta, float):
-        if abs(sin_theta) <= 2**-52 * max(abs(phi), abs(psi)):  # type: ignore[arg-type]
+        if abs(sin_theta) <= 2**-52 * max(abs(phi), abs(psi)):
             raise SingularParameterization(name, float(phi))
         return
     if is_traced(sin_theta):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -61,13 +61,13 @@ class RelativeError:
         if self.law == "constant":
             return value * (1.0 + self.rms)
         dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32
-        options = {"generator": generator, "dtype": dtype, "device": value.device}
+        options: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": value.device}
         if self.law == "gaussian":
-            xi = torch.randn(value.shape, **options)  # type: ignore[call-overload]
+            xi = torch.randn(value.shape, **options)
         elif self.law == "uniform":
-            xi = (2.0 * torch.rand(value.shape, **options) - 1.0) * math.sqrt(3.0)  # type: ignore[call-overload]
+            xi = (2.0 * torch.rand(value.shape, **options) - 1.0) * math.sqrt(3.0)
         else:
-            xi = torch.where(torch.rand(value.shape, **options) < 0.5, -1.0, 1.0)  # type: ignore[call-overload]
+            xi = torch.where(torch.rand(value.shape, **options) < 0.5, -1.0, 1.0)
         return (value * (1.0 + self.rms * xi)).to(value.dtype)
 
 

@@ -37,14 +37,14 @@ class UnknownName(ValueError):
     """A name is not one of those accepted; the message offers the nearest."""
 
     def __init__(self, what: str, name: object, known: Iterable[str], remedy: str = "") -> None:
-        self.what, self.name, self.known = what, name, tuple(known)
+        self.what, self.name, self.known, self.remedy = what, name, tuple(known), remedy
         near = difflib.get_close_matches(str(name).lower(), self.known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" {remedy}" if remedy else ""
         super().__init__(f"{what} must be one of {', '.join(self.known)}; got {name!r}.{hint}{tail}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.what, self.name, self.known))
+        return (type(self), (self.what, self.name, self.known, self.remedy))
 
 
 def _rebuild_singular(param: str, phi: float, timestep: float | None) -> SingularParameterization:

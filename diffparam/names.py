@@ -36,7 +36,7 @@ def parse_parameterization(name: str, *, sigma_data: float | None = None) -> Ang
             "name",
             name,
             known,
-            "'velocity' is ambiguous: with noise at the end of time it is eps - x ('flow'), with data there it is x - eps (-FLOW).",
+            "'velocity' is ambiguous: where time ends in noise it is eps - x ('flow'), where it ends in data x - eps (-FLOW).",
         )
     if key in _WITH_SIGMA_DATA:
         if sigma_data is None:

@@ -7,7 +7,7 @@ rebased to any parameterization from there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class GaussianMixture:
 
     means: Tensor
     stds: Tensor
-    weights: Tensor | None = None
+    weights: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         check_sample(self.means, "means")
@@ -57,12 +57,12 @@ class GaussianMixture:
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """``(count, D)`` float64 draws from the data."""
-        which = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)  # type: ignore[union-attr]
+        which = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.means.double()[which] + self.stds.double()[which, None] * noise
 
     def predict_v(self, x_t: Tensor, phi: Angle) -> Tensor:
-        """The posterior mean of v at ``phi``, for ``x_t`` of shape ``(batch, D)``; computed in float64, in the dtype of ``x_t``.
+        """The posterior mean of v at ``phi``, for ``x_t`` of shape ``(batch, D)``, like ``x_t``; computed in float64.
 
         Raises:
             ValueError: At phi = 0 with a point mass, where the posterior has no density.
@@ -81,7 +81,7 @@ class GaussianMixture:
         offset = x - c * means  # (batch, K, D)
         dim = x.shape[-1]
         log_density = -0.5 * ((offset**2).sum(-1) / variance[..., 0] + dim * variance[..., 0].log())
-        posterior = torch.softmax(log_density + self.weights.to(x).log(), dim=-1)[..., None]  # type: ignore[union-attr]
+        posterior = torch.softmax(log_density + self.weights.to(x).log(), dim=-1)[..., None]
         v = c * s * (1 - stds**2) / variance * offset - s * means
         return (posterior * v).sum(1).to(x_t.dtype)
 

@@ -46,30 +46,30 @@ class AngularParam:
 
     # -- the two functions of phi -------------------------------------------------------------------------------------
 
-    def psi_at(self, phi: Angle) -> Angle:
+    def psi_at(self, phi: Angle) -> Any:
         """Psi at ``phi``, radians, in the kind of ``phi`` (a float stays a float)."""
-        return self.psi if isinstance(self.psi, float) else _evaluate(self.psi, phi, "psi", self.name)  # type: ignore[arg-type]
+        return _evaluate(self.psi, phi, "psi", self.name) if callable(self.psi) else self.psi
 
-    def r_at(self, phi: Angle) -> Angle:
+    def r_at(self, phi: Angle) -> Any:
         """R at ``phi``, positive and finite.
 
         Raises:
             SingularParameterization: If r is infinite there (the score at phi = 0).
         """
-        if isinstance(self.r, float):
+        if not callable(self.r):
             return self.r
-        r = _evaluate(self.r, phi, "r", self.name)  # type: ignore[arg-type]
+        r = _evaluate(self.r, phi, "r", self.name)
         _require_positive(r, phi, self.name)
         return r
 
     # -- what follows from them ---------------------------------------------------------------------------------------
 
-    def sin_theta(self, phi: Angle) -> Angle:
+    def sin_theta(self, phi: Angle) -> Any:
         """``sin(psi - phi)``, the sine between output and state; 1 for v."""
         phi = check_phi(phi)
         return sin_difference(self.psi_at(phi), phi)
 
-    def condition_number(self, phi: Angle) -> Angle:
+    def condition_number(self, phi: Angle) -> Any:
         r"""Kappa = 1/\|sin(psi - phi)\|: what a relative error of u is multiplied by, per unit step and in v-space.
 
         Raises:
@@ -81,7 +81,7 @@ class AngularParam:
         require_regular(s, phi, psi, name=self.name)
         return 1.0 / abs(s)
 
-    def coefficients(self, phi: Angle) -> tuple[Angle, Angle]:
+    def coefficients(self, phi: Angle) -> tuple[Any, Any]:
         """``(a, b)`` with ``u = a x + b eps``."""
         phi = check_phi(phi)
         psi, r = self.psi_at(phi), self.r_at(phi)
@@ -269,11 +269,11 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def _evaluate(function: AngleFunction, phi: Angle, what: str, name: str) -> Angle:
+def _evaluate(function: AngleFunction, phi: Angle, what: str, name: str) -> Any:
     """A user's function of phi, held to its contract: float64, finite where it can be read."""
     try:
         value = function(phi)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:  # math.sin of a tensor is a ValueError
         raise TypeError(
             f"{what}(phi) of {name!r} must accept a {type(phi).__name__}, but failed: {error}; "
             "write it with operators or with diffparam.angle.namespace(phi)"
@@ -281,23 +281,22 @@ def _evaluate(function: AngleFunction, phi: Angle, what: str, name: str) -> Angl
     if isinstance(value, Tensor):
         if value.dtype is not torch.float64:
             raise TypeError(f"{what}(phi) of {name!r} must be float64, got {value.dtype}; compute it from phi in float64")
-        nan = not is_traced(value) and bool(value.isnan().any())
-    elif isinstance(value, np.ndarray):
-        nan = bool(np.isnan(value).any())
-    else:
+    elif not isinstance(value, np.ndarray):
         value = float(value)
-        nan = value != value
-    if nan:
+    bad = value != value
+    if what == "psi":  # an infinite r is singular, and refused as that
+        bad = bad | (abs(value) == math.inf)
+    if not is_traced(bad) and bool(bad if isinstance(bad, bool) else bad.any()):
         raise NonFiniteError(
-            f"{what}(phi) of {name!r} must be finite, got nan within phi = {phi}; restrict phi or give the limit"
+            f"{what}(phi) of {name!r} must be finite, got nan or infinity within phi = {phi}; restrict phi or give the limit"
         )
     return value
 
 
-def _require_positive(r: Angle, phi: Angle, name: str) -> None:
+def _require_positive(r: Any, phi: Any, name: str) -> None:
     if isinstance(r, float):
         if r == math.inf:
-            raise SingularParameterization(name, float(phi))  # type: ignore[arg-type]
+            raise SingularParameterization(name, float(phi))
         if r <= 0:
             raise ValueError(f"r(phi) of {name!r} must be positive, got {r!r} at phi = {phi!r}; a sign belongs in psi (add pi)")
     elif not is_traced(r):

@@ -48,6 +48,8 @@ class Schedule:
         _require_rising(self.phi, "phi")
         if self.timesteps is None:
             object.__setattr__(self, "timesteps", torch.arange(len(self.phi)))
+        if not isinstance(self.timesteps, Tensor):
+            raise TypeError(f"timesteps must be a torch tensor, got {type(self.timesteps).__name__}; use torch.tensor(...)")
         if self.timesteps.shape != self.phi.shape:
             raise ValueError(f"timesteps must have the shape of phi {tuple(self.phi.shape)}, got {tuple(self.timesteps.shape)}")
         _require_rising(self.timesteps, "timesteps")
@@ -56,7 +58,8 @@ class Schedule:
         return len(self.phi)
 
     def __repr__(self) -> str:
-        return f"Schedule({self.name!r}, {len(self)} steps, phi {self.phi[0]:.4g} .. {self.phi[-1]:.6g}, state {self.state.kind!r})"
+        ends = f"phi {self.phi[0]:.4g} .. {self.phi[-1]:.6g}"
+        return f"Schedule({self.name!r}, {len(self)} steps, {ends}, state {self.state.kind!r})"
 
     # -- the same angles in other terms -------------------------------------------------------------------------------
 
@@ -135,7 +138,7 @@ class Schedule:
             raise ValueError(f"num_steps must be at least 2 for {spacing!r}, which keeps both ends, got 1; use 'trailing'")
         if spacing == "fractional":
             stride = (total - 1) / (num_steps - 1)
-            index = np.array([round(i * stride) for i in range(num_steps)])
+            index = np.cumsum([0.0] + [stride] * (num_steps - 1)).round().astype(np.int64)  # summed, as there: ties differ
         elif spacing == "linspace":
             index = np.linspace(0, total - 1, num_steps).round().astype(np.int64)
         elif spacing == "leading":
@@ -163,7 +166,7 @@ class Schedule:
         return replace(self, state=state)
 
     def rescale_zero_terminal_snr(self) -> Schedule:
-        r"""Shift and scale cos(phi) so that the last angle is exactly pi/2 and the first is kept (Lin et al. 2023, algorithm 1).
+        r"""Shift and scale cos(phi) so that the last angle is exactly pi/2 and the first is kept (Lin et al. 2023, alg. 1).
 
         Formed through ``1 - alpha' = (alpha_0 (1 - alpha) - alpha_T (1 - alpha_0)) / (alpha_0 - alpha_T)`` with
         ``1 - alpha = 2 sin(phi/2)^2``, so that small angles keep their digits.
@@ -231,7 +234,8 @@ class Schedule:
     def linear(cls, num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """Betas evenly spaced (DDPM, Ho et al. 2020)."""
         num_steps = check_count(num_steps, "num_steps")
-        return cls.from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64), name="linear")
+        low, high = (check_number(v, n, low=0.0) for v, n in ((beta_start, "beta_start"), (beta_end, "beta_end")))
+        return cls.from_betas(torch.linspace(low, high, num_steps, dtype=torch.float64), name="linear")
 
     @classmethod
     def scaled_linear(cls, num_steps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
@@ -281,9 +285,9 @@ def _require_range(values: Tensor, name: str, interval: str, inside: Tensor) -> 
 def _require_rising(values: Tensor, name: str) -> None:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {tuple(values.shape)}")
-    steps = values.diff()
-    if bool((steps <= 0).any()):
-        at = int((steps <= 0).nonzero()[0])
+    stuck = ~(values.diff() > 0)  # true of nan
+    if bool(stuck.any()):
+        at = int(stuck.nonzero()[0])
         raise ValueError(
             f"{name} must rise strictly, got {values[at].item()!r} then {values[at + 1].item()!r} at position {at}; "
             "noise grows with the timestep, and equal neighbours (a table in low precision) cannot be told apart"

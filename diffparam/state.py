@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffparam._checks import check_phi
-from diffparam.angle import HALF_PI, Angle, namespace
+from diffparam.angle import HALF_PI, Angle, is_traced, namespace
 from diffparam.errors import UnknownName
 
 _KINDS = ("vp", "ve", "flow")
@@ -38,7 +38,8 @@ class StateSpace:
         xp = namespace(phi)
         if self.kind == "flow":
             return 1.0 / (xp.cos(phi) + xp.sin(phi))
-        if isinstance(phi, float) and phi == HALF_PI:
+        at_end = phi == HALF_PI
+        if not is_traced(at_end) and bool(at_end if isinstance(at_end, bool) else at_end.any()):
             raise ValueError("phi must be below pi/2 in sigma-space, got pi/2 where sigma is infinite; use StateSpace('vp')")
         return 1.0 / xp.cos(phi)
 

@@ -34,6 +34,7 @@ class TimeEmbedding(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(batch,)`` timesteps to ``(batch, width)`` in ``dtype``."""
         h = sinusoidal_embedding(t, self.frequencies).to(dtype)  # (B, F)
         return self.out(functional.silu(self.up(h)))  # (B, W)
 
@@ -49,6 +50,7 @@ class AdaLNBlock(nn.Module):
         self.modulation = _zero(Linear(width, 3 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """``(batch, width)`` and the condition after its SiLU to ``(batch, width)``."""
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)  # 3 x (B, W)
         h = functional.layer_norm(x, x.shape[-1:], self.norm.weight.to(x.dtype), self.norm.bias.to(x.dtype), self.norm.eps)
         h = h * (1 + scale) + shift  # (B, W)

@@ -170,7 +170,10 @@ def largest_safe_timestep(
 
 
 def optimal_angle(phi: Angle, moments: OutputMoments) -> Any:
-    r"""Psi that minimises :func:`loss_floor` for measured moments: :math:`\cot\theta^* = -E[x_t\hat v]/E[x_t^2]`, u orthogonal to x_t."""
+    r"""Psi that minimises :func:`loss_floor` for measured moments: u orthogonal to x_t.
+
+    .. math:: \cot\theta^* = -E[x_t\hat v]/E[x_t^2]
+    """
     phi = check_phi(phi)
     xp = np if isinstance(moments.x_sq, np.ndarray) else namespace(phi)
     return phi + xp.atan2(moments.x_sq, -moments.x_v)

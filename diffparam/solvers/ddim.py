@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffparam._checks import check_finite, check_number, check_pair, check_phi
 from diffparam._combine import combine, lift
-from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
+from diffparam.angle import Angle, is_traced, namespace, rebase_gains, sin_difference
 from diffparam.error_model import ErrorModel
 from diffparam.parameterization import AngularParam
 from diffparam.state import VP, StateSpace
@@ -70,7 +70,7 @@ def ddim_coefficients(
     if state.kind == "vp":
         return StepCoefficients(gain_u, gain_x, noise)
     to, per = state.scale(phi_s), state.scale(phi_t)
-    return StepCoefficients(gain_u * to, gain_x * to / per, noise * to)
+    return StepCoefficients(gain_u * to, gain_x * to / per, noise * to if eta else 0.0)
 
 
 def _stochastic_target(phi_t: Angle, phi_s: Angle, eta: float) -> tuple[Any, Any, Any]:
@@ -78,22 +78,24 @@ def _stochastic_target(phi_t: Angle, phi_s: Angle, eta: float) -> tuple[Any, Any
     xp = namespace(phi_t, phi_s)
     if xp is torch:
         phi_t, phi_s = torch.as_tensor(phi_t), torch.as_tensor(phi_s)
-    down = phi_s <= phi_t
-    if not (down if isinstance(down, bool) else bool(down.all())):
+    if not _everywhere(phi_s <= phi_t):
         raise ValueError(f"eta must be 0 for a step upwards, got {eta!r}; inversion is deterministic")
-    positive = phi_t > 0
-    if not (positive if isinstance(positive, bool) else bool(positive.all())):
+    if not _everywhere(phi_t > 0):
         raise ValueError(f"phi_t must be above 0 where eta is not 0, got 0 with eta = {eta!r}; nothing is left to denoise")
     ratio = xp.sin(phi_s) * xp.cos(phi_t) / (xp.cos(phi_s) * xp.sin(phi_t))
     kept = (1.0 - eta**2) + (eta * ratio) ** 2
-    enough = kept >= 0
-    if not (enough if isinstance(enough, bool) else bool(enough.all())):
+    if not _everywhere(kept >= 0):
         raise ValueError(f"eta must leave a variance of at least 0 at phi_s, got eta = {eta!r}; any eta up to 1 does")
     b = xp.sin(phi_s) * xp.sqrt(kept)
     a = xp.cos(phi_s)
     spread = xp.sqrt(sin_difference(phi_t, phi_s) * xp.sin(phi_t + phi_s))
     noise = eta * xp.sin(phi_s) / xp.sin(phi_t) * spread / xp.cos(phi_s)
     return xp.hypot(a, b), xp.atan2(b, a), noise
+
+
+def _everywhere(holds: Any) -> bool:
+    """Whether a comparison of angles holds at each of them; believed where it cannot be read."""
+    return holds if isinstance(holds, bool) else is_traced(holds) or bool(holds.all())
 
 
 def apply_step(
@@ -108,13 +110,13 @@ def apply_step(
 
     ``z`` is ``noise`` where given, else drawn from ``generator`` in at least float32.
     """
-    x_s = combine(step.gain_x, x_t, step.gain_u, u)
     if isinstance(step.noise, float) and step.noise == 0.0:
-        return x_s
+        return combine(step.gain_x, x_t, step.gain_u, u)
+    wide = x_t.dtype if x_t.dtype.itemsize >= 4 else torch.float32  # so that the sum of three is rounded once
     if noise is None:
-        dtype = x_t.dtype if x_t.dtype.itemsize >= 4 else torch.float32
-        noise = torch.randn(x_t.shape, generator=generator, dtype=dtype, device=x_t.device)
-    return (x_s + noise * lift(step.noise, noise)).to(x_t.dtype)
+        noise = torch.randn(x_t.shape, generator=generator, dtype=wide, device=x_t.device)
+    noise = noise.to(wide)
+    return (combine(step.gain_x, x_t.to(wide), step.gain_u, u) + noise * lift(step.noise, noise)).to(x_t.dtype)
 
 
 def ddim_step(

@@ -110,7 +110,7 @@ def ddim_sample(
         SingularParameterization: Before the first network call, with the timestep.
         NonFiniteError: If the result is not finite.
     """
-    final_phi = float(check_phi(final_phi, "final_phi"))  # type: ignore[arg-type]
+    final_phi = float(check_phi(final_phi, "final_phi"))
     plan = plan_ddim(schedule, param=param, eta=eta, final_phi=final_phi)
     errors = (output_error, state_error, coefficient_error)
     return _run(model, x_init, plan, errors, generator, record, on_step)

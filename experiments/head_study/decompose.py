@@ -6,6 +6,7 @@ Pure functions of the measured curves; nothing is trained here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def predict_direct(schedule: Schedule, timesteps: Sequence[int], calibration: Cu
 def bucket_masks(timesteps: Sequence[int]) -> dict[str, np.ndarray]:
     """Which timesteps fall into each bucket, by its label; buckets without timesteps are left out."""
     t = np.asarray(timesteps)
-    masks = {(f"{a}-{b - 1}" if b - a > 1 else f"{a}"): (t >= a) & (t < b) for a, b in zip(BUCKETS[:-1], BUCKETS[1:], strict=True)}
+    masks = {(f"{a}-{b - 1}" if b - a > 1 else f"{a}"): (t >= a) & (t < b) for a, b in pairwise(BUCKETS)}
     return {label: inside for label, inside in masks.items() if inside.any()}
 
 

@@ -16,14 +16,23 @@ Curves = dict[str, list[float]]
 
 
 def measure(
-    head: DiffusionHead, arm: Arm, data: TokenSet, schedule: Schedule, timesteps: list[int], *, draws: int, seed: int, device: str
+    head: DiffusionHead,
+    arm: Arm,
+    data: TokenSet,
+    schedule: Schedule,
+    timesteps: list[int],
+    *,
+    draws: int,
+    seed: int,
+    device: str,
 ) -> Curves:
     r"""Errors at each timestep, mean over tokens, channels and noise draws; ``hi`` and ``lo`` are float32 and bf16 evaluations.
 
     Returns:
-        Lists over ``timesteps``: ``loss_float32`` E[(v - v_hi)^2]; ``loss_bf16`` E[(v - v_lo)^2]; ``direct`` E[(v_lo - v_hi)^2],
-        the energy of the rounding of the forward pass alone; ``delta`` rms(u_lo - u_hi) / rms(u_hi); ``x_sq``, ``x_v``, ``v_sq``
-        the :class:`diffparam.OutputMoments` of the float32 evaluation. Conversion to v (eq. 24) is in float64.
+        Lists over ``timesteps``: ``loss_float32`` E[(v - v_hi)^2]; ``loss_bf16`` E[(v - v_lo)^2]; ``direct``
+        E[(v_lo - v_hi)^2], the energy of the rounding of the forward pass alone; ``delta`` rms(u_lo - u_hi) / rms(u_hi);
+        ``x_sq``, ``x_v``, ``v_sq``, the :class:`diffparam.OutputMoments` of the float32 evaluation. Conversion to v (eq. 24)
+        is in float64.
     """
     exact = copy.deepcopy(head).float()  # bf16 weights are float32 numbers too: the same weights
     noise = torch.Generator().manual_seed(seed)

@@ -51,7 +51,9 @@ def summarise(jobs: Jobs, schedule: Schedule, timesteps: Sequence[int], seeds: S
         measured = [np.asarray(heads[eps]["direct"]) for heads in held_out]
         gaps[regime] = {
             "parts": {name: buckets([seed[name] for seed in parts]) for name in ("gap", *PARTS)},
-            "slopes": {name: over_seeds([slope_in_alpha_bar(s[name], schedule, timesteps) for s in parts]) for name in ("gap", *PARTS)},
+            "slopes": {
+                name: over_seeds([slope_in_alpha_bar(s[name], schedule, timesteps) for s in parts]) for name in ("gap", *PARTS)
+            },
             "direct_of_eps": buckets(measured),
             "delta": buckets([np.asarray(heads[eps]["delta"]) for heads in held_out]),
             "predictions": {name: buckets([seed[name] for seed in predicted]) for name in PREDICTIONS},
@@ -69,7 +71,10 @@ def summarise(jobs: Jobs, schedule: Schedule, timesteps: Sequence[int], seeds: S
     ]
     return {
         "timesteps": list(timesteps),
-        "curves": {arm: {key: [heads[arm][key] for heads in held_out] for key in ("loss_float32", "loss_bf16", "direct")} for arm in ARMS},
+        "curves": {
+            arm: {key: [heads[arm][key] for heads in held_out] for key in ("loss_float32", "loss_bf16", "direct")}
+            for arm in ARMS
+        },
         "loss": {arm: buckets([_own_loss(arm, heads[arm]) for heads in held_out]) for arm in ARMS},
         "gaps": gaps,
         "weighting": {"float32_gap": buckets(weighted), "curve": _mean(weighted)},

@@ -32,12 +32,9 @@ def _gap_table(results: dict[str, Any], regime: str, seeds: int) -> str:
     gap = results["gaps"][regime]
     buckets = list(gap["direct_of_eps"])
     rows = [[PART_LABELS[p], *(_number(cells[b], seeds) for b in buckets)] for p, cells in gap["parts"].items()]
-    rows += [
-        [PREDICTION_LABELS[p], *(_number(gap["measured_over_predicted"][p][b], 1) for b in buckets)]
-        for p in PREDICTIONS
-    ]
+    rows += [[PREDICTION_LABELS[p], *(_number(gap["measured_over_predicted"][p][b], 1) for b in buckets)] for p in PREDICTIONS]
     title = (
-        f"{REGIME_LABELS[regime]}: the gap eps - v and its four parts (float32 control, direct rounding, training in bf16, rest);\n"
+        f"{REGIME_LABELS[regime]}: the gap eps - v and its parts (float32 control, direct rounding, training in bf16, rest);\n"
         "then direct rounding of the eps head, measured / predicted: eq. 27, one rounding, calibrated per bucket, one delta"
     )
     return _render(title, ["t", *buckets], rows, transpose=True)
