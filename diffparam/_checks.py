@@ -104,3 +104,8 @@ def check_finite(value: Tensor, name: str, remedy: str) -> None:
     if not math.isfinite(total) and not bool(torch.isfinite(value).all()):  # the sum alone may overflow
         bad = (~torch.isfinite(value.detach())).sum().item()
         raise NonFiniteError(f"{name} must be finite, but {bad} of its {value.numel()} values are NaN or infinite; {remedy}")
+
+
+def everywhere(holds: Any) -> bool:
+    """Whether a comparison of angles holds at each of them; believed where it cannot be read."""
+    return holds if isinstance(holds, bool) else is_traced(holds) or bool(holds.all())

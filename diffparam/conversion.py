@@ -15,12 +15,12 @@ from diffparam.parameterization import EPSILON, X0, AngularParam, V
 def convert(u: Tensor, x_t: Tensor, phi: Angle, *, source: AngularParam, target: AngularParam) -> Tensor:
     r"""What a network with the ``target`` parameterization would have said: :math:`r_B\,w(\psi_B)` from :math:`r_A\,w(\psi_A)`.
 
-    Going straight multiplies a relative error of u by at most \|sin(psi_B - phi) / sin(psi_A - phi)\|; a detour through x0
-    or eps adds a factor 1/sin(phi) or 1/cos(phi) that nothing pays back.
+    Going straight multiplies the error of u/r by \|sin(psi_B - phi) / sin(psi_A - phi)\|; a detour through x0 or eps adds a
+    factor 1/sin(phi) or 1/cos(phi) that nothing pays back.
 
     Args:
-        u: Output in the ``source`` parameterization, shape ``(*batch, *event)``; sets dtype and device of the result.
-        x_t: State it was computed from, same shape, variance preserving.
+        u: Output in the ``source`` parameterization, shape ``(*batch, *event)``.
+        x_t: State it was computed from, same shape, variance preserving; sets dtype and device of the result.
         phi: Angle: float or float64 tensor, scalar, ``(batch,)`` or broadcastable to ``u``.
         source: What ``u`` means.
         target: What is wanted.
@@ -32,7 +32,7 @@ def convert(u: Tensor, x_t: Tensor, phi: Angle, *, source: AngularParam, target:
     check_pair(u, x_t, ("u", "x_t"))
     phi = check_phi(phi)
     gain_u, gain_x = conversion_gains(phi, source=source, target=target)
-    return combine(gain_u, u, gain_x, x_t)
+    return combine(gain_x, x_t, gain_u, u)
 
 
 def conversion_gains(phi: Angle, *, source: AngularParam, target: AngularParam) -> tuple[Angle, Angle]:

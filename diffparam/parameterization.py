@@ -106,7 +106,10 @@ class AngularParam:
     def __neg__(self) -> AngularParam:
         """The same parameterization with the sign of u flipped: psi + pi."""
         psi = self.psi
-        turned = Turned(psi) if callable(psi) else math.remainder(psi + math.pi, 2 * math.pi)
+        if isinstance(psi, Turned):
+            turned: float | AngleFunction = psi.psi
+        else:
+            turned = Turned(psi) if callable(psi) else math.remainder(psi + math.pi, 2 * math.pi)
         return AngularParam(turned, self.r, name=self.name[1:] if self.name.startswith("-") else f"-{self.name}")
 
     # -- other ways to say it -----------------------------------------------------------------------------------------
@@ -174,7 +177,10 @@ def reciprocal_sine(phi: Any) -> Any:
     """R of the score of the VP state, -eps / sin(phi)."""
     if isinstance(phi, float):
         return 1.0 / math.sin(phi) if phi > 0 else math.inf
-    return 1.0 / namespace(phi).sin(phi)
+    if isinstance(phi, np.ndarray):
+        with np.errstate(divide="ignore"):  # the infinity is refused by name
+            return 1.0 / np.sin(phi)
+    return 1.0 / phi.sin()
 
 
 @dataclass(frozen=True)
@@ -273,6 +279,8 @@ def _evaluate(function: AngleFunction, phi: Angle, what: str, name: str) -> Any:
     """A user's function of phi, held to its contract: float64, finite where it can be read."""
     try:
         value = function(phi)
+    except ZeroDivisionError:
+        value = math.nan  # what an array holds there; refused below
     except (TypeError, AttributeError, ValueError) as error:  # math.sin of a tensor is a ValueError
         raise TypeError(
             f"{what}(phi) of {name!r} must accept a {type(phi).__name__}, but failed: {error}; "

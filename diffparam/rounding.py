@@ -107,7 +107,9 @@ def parse_format(name: str | torch.dtype | FloatFormat) -> FloatFormat:
         if found is None:
             raise UnknownName("format", str(name), [str(f.dtype) for f in FORMATS.values() if f.dtype])
         return found
-    key = name.strip().lower() if isinstance(name, str) else name
+    if not isinstance(name, str):
+        raise TypeError(f"format must be a name, a torch dtype or a FloatFormat, got {type(name).__name__} ({name!r})")
+    key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key not in FORMATS:
         raise UnknownName("format", name, (*FORMATS, *_ALIASES))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffparam._checks import check_count, check_number, check_pair, check_phi
 from diffparam._combine import combine
+from diffparam.angle import HALF_PI
 from diffparam.errors import NonFiniteError, UnknownName
 from diffparam.state import FLOW_STATE, VE, VP, StateSpace
 
@@ -81,22 +82,29 @@ class Schedule:
     @property
     def log_snr(self) -> Tensor:
         """log(alpha_bar / (1 - alpha_bar)) = -2 log tan(phi), float64; -inf at zero terminal SNR."""
-        return 2.0 * (self.phi.cos().log() - self.phi.sin().log())
+        log_snr = 2.0 * (self.phi.cos().log() - self.phi.sin().log())
+        return torch.where(self.phi == HALF_PI, -math.inf, log_snr)  # the double pi/2 stands for the angle itself
 
     def phi_at(self, t: int | float | Tensor) -> Any:
         """Angle of a timestep of this schedule: a float for a number, a float64 CPU tensor for a tensor of timesteps.
+
+        Timesteps that are not whole numbers are matched to float32 accuracy.
 
         Raises:
             ValueError: If a timestep is not one of ``timesteps``.
         """
         query = torch.as_tensor(t).detach().cpu()
         table = self.timesteps.double()
-        index = torch.searchsorted(table, query.double().contiguous()).clamp_(max=len(self) - 1)
-        wrong = table[index] != query.double()
-        if bool(wrong.any()):
+        wanted = query.double().contiguous()
+        above = torch.searchsorted(table, wanted).clamp_(max=len(self) - 1)
+        below = (above - 1).clamp_(min=0)
+        index = torch.where((table[above] - wanted).abs() <= (table[below] - wanted).abs(), above, below)
+        wrong = (table[index] - wanted).abs() > 2**-23 * table[index].abs()
+        if bool(wrong.any()) or bool(wanted.isnan().any()):
+            got = query[wrong | wanted.isnan()].flatten()[0].item()
             raise ValueError(
-                f"t must be a timestep of this schedule ({table[0]:g} .. {table[-1]:g}, {len(self)} of them), "
-                f"got {query[wrong].flatten()[0].item()!r}; take it from Schedule.timesteps"
+                f"t must be a timestep of this schedule ({table[0]:g} .. {table[-1]:g}, {len(self)} of them), got {got!r}; "
+                "take it from Schedule.timesteps, in float32 at least: bf16 cannot tell 1000 timesteps apart"
             )
         return self.phi[index] if isinstance(t, Tensor) else float(self.phi[index])
 
@@ -152,6 +160,8 @@ class Schedule:
     def take(self, index: Sequence[int] | np.ndarray | Tensor) -> Schedule:
         """The schedule at the given positions, which must rise."""
         index = torch.as_tensor(np.ascontiguousarray(index))
+        if index.ndim != 1 or not len(index) or index.is_floating_point():
+            raise ValueError(f"index must be one-dimensional, whole and not empty, got {index.tolist()!r}")
         return replace(self, phi=self.phi[index], timesteps=self.timesteps[index])
 
     def up_to(self, t: int | float) -> Schedule:
@@ -245,13 +255,14 @@ class Schedule:
         return cls.from_betas(torch.linspace(low, high, num_steps, dtype=torch.float64) ** 2, name="scaled_linear")
 
     @classmethod
-    def rectified_flow(cls, num_steps: int = 1000, *, shift: float = 1.0) -> Schedule:
-        """``x_t = (1 - t) x + t eps`` at t = 1/n .. 1, shifted to ``s t / (1 + (s - 1) t)`` (SD3); timesteps are 1000 t."""
+    def rectified_flow(cls, num_steps: int = 1000, *, shift: float = 1.0, time_scale: float = 1000.0) -> Schedule:
+        """``x_t = (1 - t) x + t eps`` at t = 1/n .. 1, shifted to ``s t / (1 + (s - 1) t)`` (SD3); timesteps are scaled."""
         num_steps = check_count(num_steps, "num_steps")
         shift = check_number(shift, "shift", low=0.0, open_low=True)
+        time_scale = check_number(time_scale, "time_scale", low=0.0, open_low=True)
         t = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
         t = shift * t / (1.0 + (shift - 1.0) * t)
-        return cls(torch.atan2(t, 1.0 - t), timesteps=1000.0 * t, state=FLOW_STATE, name="rectified_flow")
+        return cls(torch.atan2(t, 1.0 - t), timesteps=time_scale * t, state=FLOW_STATE, name="rectified_flow")
 
     @classmethod
     def karras(cls, num_steps: int = 18, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:

@@ -31,7 +31,8 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
         config: The mapping in ``scheduler_config.json``, or ``scheduler.config``. Without ``_class_name`` it is read as one of
             the schedulers with betas.
 
-    diffusers itself holds the same table in float32; the two agree to float32 accuracy.
+    Schedules with betas come in the variance-preserving state; pipelines of Euler-type schedulers carry sigma-space samples
+    (``.with_state(VE)``). diffusers itself holds the same table in float32; the two agree to float32 accuracy.
 
     Raises:
         UnknownName: For a class or a beta schedule that is not covered.
@@ -44,13 +45,15 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
                 "use_dynamic_shifting must be off, got on; its shift depends on the image, so give it: "
                 "Schedule.rectified_flow(shift=...)"
             )
-        return Schedule.rectified_flow(steps, shift=config.get("shift", 1.0))
+        return Schedule.rectified_flow(steps, shift=config.get("shift", 1.0), time_scale=steps)
     if name in _EDM_CLASSES:
         ramp = config.get("sigma_schedule", "karras")
         if ramp != "karras":
             raise UnknownName("sigma_schedule", ramp, ("karras",))
         options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho") if k in config}
         return Schedule.karras(steps, **options)
+    if config.get("use_flow_sigmas"):
+        return Schedule.rectified_flow(steps, shift=config.get("flow_shift", 1.0), time_scale=steps)
     schedule = _beta_schedule(config, steps)
     return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
 

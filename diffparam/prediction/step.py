@@ -8,15 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_number, check_pair, check_phi
+from diffparam._checks import check_number, check_pair, check_phi, check_sample, everywhere
 from diffparam._combine import lift
 from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
 from diffparam.parameterization import AngularParam
-from diffparam.rounding import relative_error
+from diffparam.rounding import FloatFormat, relative_error
 from diffparam.schedule import Schedule
 
 
@@ -42,6 +41,10 @@ class OutputMoments:
         """The ideal network's on zero-mean Gaussian data, in closed form. At ``sigma_data`` 1 it always says v = 0."""
         phi = check_phi(phi)
         sigma_data = check_number(sigma_data, "sigma_data", low=0.0)
+        if sigma_data == 0 and not everywhere(phi > 0):
+            raise ValueError(
+                "phi must be above 0 for sigma_data = 0, got 0; a point mass without noise leaves nothing to predict"
+            )
         xp = namespace(phi)
         c, s = xp.cos(phi), xp.sin(phi)
         x_sq = (c * sigma_data) ** 2 + s**2
@@ -70,7 +73,13 @@ def output_energy(phi: Angle, *, param: AngularParam, moments: OutputMoments) ->
 
 
 def step_error(
-    u: Tensor, phi_t: Angle, phi_s: Angle, *, param: AngularParam, delta: float | str | Tensor, fmt: str = "bfloat16"
+    u: Tensor,
+    phi_t: Angle,
+    phi_s: Angle,
+    *,
+    param: AngularParam,
+    delta: float | str | Tensor,
+    fmt: str | torch.dtype | FloatFormat = "bfloat16",
 ) -> Tensor:
     r"""The error that a relative error delta of u leaves in the next state: eq. 18, and for epsilon eq. 6.
 
@@ -83,11 +92,16 @@ def step_error(
         param: What ``u`` means.
         delta: Relative error: a number, a tensor like ``u``, or a name (:func:`diffparam.relative_error`).
         fmt: Format that a named delta speaks of.
+
+    Returns:
+        Like ``u``, in at least float32: the error is not rounded again.
     """
+    check_sample(u, "u")
     gain = step_error_gain(phi_t, phi_s, param=param)
     if not isinstance(delta, Tensor):
         delta = relative_error(delta, fmt)
-    return u * lift(gain, u) * delta
+    wide = u if u.dtype.itemsize >= 4 else u.float()
+    return wide * lift(gain, wide) * delta
 
 
 def step_error_gain(phi_t: Angle, phi_s: Angle, *, param: AngularParam) -> Angle:
@@ -104,7 +118,7 @@ def step_error_rms(
     param: AngularParam,
     delta: float | str,
     moments: OutputMoments | None = None,
-    fmt: str = "bfloat16",
+    fmt: str | torch.dtype | FloatFormat = "bfloat16",
 ) -> Any:
     r"""Root mean square of eq. 18 per element: :math:`|\sin(\phi_s-\phi_t)|\,\kappa\,\delta\sqrt{E[(\hat u/r)^2]}`.
 
@@ -115,7 +129,9 @@ def step_error_rms(
     return abs(sin_difference(phi_s, phi_t)) * floor**0.5
 
 
-def unit_step_error(phi: Angle, *, param: AngularParam, delta: float | str, fmt: str = "bfloat16") -> Any:
+def unit_step_error(
+    phi: Angle, *, param: AngularParam, delta: float | str, fmt: str | torch.dtype | FloatFormat = "bfloat16"
+) -> Any:
     """Eq. 23 for unit-variance output: kappa delta, the error per unit DDIM step and, equally, in v-space (eq. 25)."""
     return param.condition_number(phi) * relative_error(delta, fmt)
 
@@ -126,7 +142,7 @@ def loss_floor(
     param: AngularParam,
     delta: float | str,
     moments: OutputMoments | None = None,
-    fmt: str = "bfloat16",
+    fmt: str | torch.dtype | FloatFormat = "bfloat16",
 ) -> Any:
     r"""What a relative output error adds to the v-space loss: :math:`(\kappa\,\delta)^2\,E[(\hat u/r)^2]`.
 
@@ -153,17 +169,17 @@ def largest_safe_timestep(
     param: AngularParam,
     delta: float | str,
     tolerance: float = 0.01,
-    fmt: str = "bfloat16",
+    fmt: str | torch.dtype | FloatFormat = "bfloat16",
 ) -> int | float | None:
     """The largest timestep whose :func:`loss_floor` is at most ``tolerance`` (of the target's unit variance); None if none is.
 
     The answer to "from where may I start sampling": above it one relative error of size delta in the output costs more than
-    ``tolerance`` of the v-space energy.
+    ``tolerance`` of the v-space energy. It looks at the noisy end alone: x0, which is unsafe at the clean end, is safe here.
     """
     tolerance = check_number(tolerance, "tolerance", low=0.0, open_low=True)
     worth = relative_error(delta, fmt) ** 2
-    psi = torch.as_tensor(param.psi_at(schedule.phi)).expand(len(schedule))
-    sine = torch.as_tensor(sin_difference(psi, schedule.phi))
+    psi = torch.as_tensor(param.psi_at(schedule.phi), dtype=torch.float64).expand(len(schedule))
+    sine = sin_difference(psi, schedule.phi)
     safe = (sine**2 * tolerance >= worth) & (sine != 0)
     index = safe.nonzero()
     return schedule.timesteps[int(index[-1])].item() if len(index) else None
@@ -175,5 +191,5 @@ def optimal_angle(phi: Angle, moments: OutputMoments) -> Any:
     .. math:: \cot\theta^* = -E[x_t\hat v]/E[x_t^2]
     """
     phi = check_phi(phi)
-    xp = np if isinstance(moments.x_sq, np.ndarray) else namespace(phi)
+    xp = namespace(moments.x_sq, moments.x_v)
     return phi + xp.atan2(moments.x_sq, -moments.x_v)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_finite, check_number, check_pair, check_phi
+from diffparam._checks import check_finite, check_number, check_pair, check_phi, everywhere
 from diffparam._combine import combine, lift
-from diffparam.angle import Angle, is_traced, namespace, rebase_gains, sin_difference
+from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
 from diffparam.error_model import ErrorModel
 from diffparam.parameterization import AngularParam
 from diffparam.state import VP, StateSpace
@@ -26,14 +26,20 @@ class StepCoefficients:
     noise: Any = 0.0
 
     def perturbed(self, error: ErrorModel, generator: torch.Generator | None = None) -> StepCoefficients:
-        """The same step with an error in each coefficient."""
+        """The same step with an error in each coefficient; a step without noise stays without."""
+        device = "cpu" if generator is None else generator.device
 
         def apply(value: Any) -> Any:
-            if isinstance(value, float):
-                return error.apply(torch.tensor([value], dtype=torch.float64), generator).item()
-            return error.apply(torch.as_tensor(value), generator)
+            moved = error.apply(torch.as_tensor(value, dtype=torch.float64).to(device), generator).cpu()
+            return moved.item() if isinstance(value, float) else moved
 
-        return replace(self, gain_u=apply(self.gain_u), gain_x=apply(self.gain_x), noise=apply(self.noise))
+        noise = apply(self.noise) if self.is_stochastic else self.noise
+        return replace(self, gain_u=apply(self.gain_u), gain_x=apply(self.gain_x), noise=noise)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether the step adds noise."""
+        return not (isinstance(self.noise, float) and self.noise == 0.0)
 
 
 def ddim_coefficients(
@@ -77,25 +83,20 @@ def _stochastic_target(phi_t: Angle, phi_s: Angle, eta: float) -> tuple[Any, Any
     """``(length, angle, noise)`` of the mean of a step with eta > 0."""
     xp = namespace(phi_t, phi_s)
     if xp is torch:
-        phi_t, phi_s = torch.as_tensor(phi_t), torch.as_tensor(phi_s)
-    if not _everywhere(phi_s <= phi_t):
+        phi_t, phi_s = (torch.as_tensor(phi, dtype=torch.float64) for phi in (phi_t, phi_s))
+    if not everywhere(phi_s <= phi_t):
         raise ValueError(f"eta must be 0 for a step upwards, got {eta!r}; inversion is deterministic")
-    if not _everywhere(phi_t > 0):
+    if not everywhere(phi_t > 0):
         raise ValueError(f"phi_t must be above 0 where eta is not 0, got 0 with eta = {eta!r}; nothing is left to denoise")
     ratio = xp.sin(phi_s) * xp.cos(phi_t) / (xp.cos(phi_s) * xp.sin(phi_t))
     kept = (1.0 - eta**2) + (eta * ratio) ** 2
-    if not _everywhere(kept >= 0):
+    if not everywhere(kept >= 0):
         raise ValueError(f"eta must leave a variance of at least 0 at phi_s, got eta = {eta!r}; any eta up to 1 does")
     b = xp.sin(phi_s) * xp.sqrt(kept)
     a = xp.cos(phi_s)
     spread = xp.sqrt(sin_difference(phi_t, phi_s) * xp.sin(phi_t + phi_s))
     noise = eta * xp.sin(phi_s) / xp.sin(phi_t) * spread / xp.cos(phi_s)
     return xp.hypot(a, b), xp.atan2(b, a), noise
-
-
-def _everywhere(holds: Any) -> bool:
-    """Whether a comparison of angles holds at each of them; believed where it cannot be read."""
-    return holds if isinstance(holds, bool) else is_traced(holds) or bool(holds.all())
 
 
 def apply_step(
@@ -110,7 +111,7 @@ def apply_step(
 
     ``z`` is ``noise`` where given, else drawn from ``generator`` in at least float32.
     """
-    if isinstance(step.noise, float) and step.noise == 0.0:
+    if not step.is_stochastic:
         return combine(step.gain_x, x_t, step.gain_u, u)
     wide = x_t.dtype if x_t.dtype.itemsize >= 4 else torch.float32  # so that the sum of three is rounded once
     if noise is None:
@@ -184,5 +185,5 @@ def exact_gaussian_flow(x_t: Tensor, phi_t: float, phi_s: float, *, sigma_data: 
 
     ``Var = (cos(phi) sigma_data)^2 + sin(phi)^2``. The oracle that DDIM converges to with first order.
     """
-    variance_t, variance_s = (math.hypot(math.cos(p) * sigma_data, math.sin(p)) for p in (phi_t, phi_s))
-    return x_t * (variance_s / variance_t)
+    std_t, std_s = (math.hypot(math.cos(p) * sigma_data, math.sin(p)) for p in (phi_t, phi_s))
+    return x_t * (std_s / std_t)

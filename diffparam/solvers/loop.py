@@ -53,13 +53,16 @@ def plan_ddim(
 
     Raises:
         SingularParameterization: If a step is singular; names its timestep.
+        ValueError: If ``final_phi`` is above the schedule.
     """
     phi: Sequence[float] = schedule.phi.tolist()
     timesteps: Sequence[int | float] = schedule.timesteps.tolist()
     if upwards:
         legs = list(zip(timesteps[:-1], phi[:-1], phi[1:], strict=True))
     else:
-        ends = [final_phi, *phi[:-1]]
+        if final_phi > phi[-1]:
+            raise ValueError(f"final_phi must not be above the schedule's last angle {phi[-1]!r}, got {final_phi!r}")
+        ends = [final_phi, *(max(p, final_phi) for p in phi[:-1])]
         legs = [leg for leg in zip(timesteps[::-1], phi[::-1], ends[::-1], strict=True) if leg[1] > leg[2]]
     steps = []
     for t, phi_t, phi_s in legs:
@@ -108,6 +111,7 @@ def ddim_sample(
 
     Raises:
         SingularParameterization: Before the first network call, with the timestep.
+        ValueError: If ``final_phi`` is above the schedule, or the model returns another shape.
         NonFiniteError: If the result is not finite.
     """
     final_phi = float(check_phi(final_phi, "final_phi"))

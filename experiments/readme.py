@@ -1,0 +1,98 @@
+"""Write the README's numbers from the committed records: every block between ``<!-- numbers: NAME -->`` and ``<!-- end -->``.
+
+``python experiments/readme.py`` rewrites them, ``--check`` fails if they are not what the records say (the tests call it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.record import read_record
+
+README = Path(__file__).parent.parent / "README.md"
+_BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_HIGH = ("500-599", "700-799", "900-949", "980-989", "999")
+
+
+def gap() -> str:
+    """What the gap between eps and v is made of, by timestep."""
+    results = read_record("eps_vs_v-cpu")["results"]
+    mixed, pure = results["gaps"]["mixed"], results["gaps"]["pure"]
+    rows = []
+    for bucket in _HIGH:
+        cells = [bucket]
+        for regime in (mixed, pure):
+            total = regime["parts"]["gap"][bucket]
+            cells.append(f"{_g(total['mean'])} ({_g(total['min'])} to {_g(total['max'])})")
+            cells += [_share(regime["parts"][part][bucket]["mean"], total["mean"]) for part in ("float32_gap", "direct", "training")]
+        rows.append(cells)
+    header = ["t", "gap ε − v, bf16 forward", "float32 control", "rounding", "bf16 training", "gap, pure bf16", "float32", "rounding", "training"]
+    return _table(header, rows)
+
+
+def predictions() -> str:
+    """Direct rounding of the eps head: measured over predicted."""
+    ratios = read_record("eps_vs_v-cpu")["results"]["gaps"]["mixed"]["measured_over_predicted"]
+    names = {"paper": "eq. 27, δ = 1/128", "single_rounding": "one rounding, δ ≈ 1/603", "calibrated": "δ calibrated per bucket", "one_delta": "one calibrated δ"}
+    rows = [[label, *(f"{ratios[name][b]['mean']:.3g}" for b in _HIGH)] for name, label in names.items()]
+    return _table(["measured / predicted at t", *_HIGH], rows)
+
+
+def samples() -> str:
+    """Quality of samples by where sampling starts, 25 DDIM steps."""
+    results = read_record("eps_vs_v-cpu")["results"]
+    arms = {"v_float32": "v, float32", "v_mixed": "v, bf16", "eps_float32": "ε, float32", "eps_mixed": "ε, bf16", "epsw_float32": "ε, v-weighted, float32"}
+    starts = {name: t for name, t in results["starts"].items()}
+    rows = []
+    for arm, label in arms.items():
+        cells = {r["start"]: r for r in results["samples"][arm] if r["steps"] == 25}
+        rows.append([label, *(f"{_g(cells[s]['frechet']['mean'])} ({100 * cells[s]['accuracy']['mean']:.0f} %)" for s in starts)])
+    return _table(["arm", *(f"from t = {t}" for t in starts.values())], rows)
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {"gap": gap, "predictions": predictions, "samples": samples}
+
+
+def rewritten(text: str) -> str:
+    """``text`` with every block made anew.
+
+    Raises:
+        KeyError: For a block that no function makes.
+    """
+    return _BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m[2]]()}\n{m[3]}", text)
+
+
+def _g(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.2g}" if 1e-3 <= abs(value) < 1e3 else f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Rewrite the README, or check it."""
+    parser = argparse.ArgumentParser(description="Write the README's numbers from the committed records.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a number is not what the records say")
+    arguments = parser.parse_args(argv)
+    text = README.read_text()
+    new = rewritten(text)
+    if arguments.check and new != text:
+        raise SystemExit("README.md must say what the records say, but does not; run: python experiments/readme.py")
+    if not arguments.check:
+        README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
