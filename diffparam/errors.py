@@ -38,8 +38,9 @@ class UnknownName(ValueError):
 
     def __init__(self, what: str, name: object, known: Iterable[str], remedy: str = "") -> None:
         self.what, self.name, self.known, self.remedy = what, name, tuple(known), remedy
-        near = difflib.get_close_matches(str(name).lower(), self.known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        by_lower = {known.lower(): known for known in self.known}
+        near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+        hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
         tail = f" {remedy}" if remedy else ""
         super().__init__(f"{what} must be one of {', '.join(self.known)}; got {name!r}.{hint}{tail}")
 

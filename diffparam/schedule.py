@@ -261,8 +261,9 @@ class Schedule:
         shift = check_number(shift, "shift", low=0.0, open_low=True)
         time_scale = check_number(time_scale, "time_scale", low=0.0, open_low=True)
         t = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
-        t = shift * t / (1.0 + (shift - 1.0) * t)
-        return cls(torch.atan2(t, 1.0 - t), timesteps=time_scale * t, state=FLOW_STATE, name="rectified_flow")
+        noise, signal = shift * t, 1.0 - t  # in the ratio of the shifted pair, and exact at t = 1
+        timesteps = time_scale * (noise / (noise + signal))
+        return cls(torch.atan2(noise, signal), timesteps=timesteps, state=FLOW_STATE, name="rectified_flow")
 
     @classmethod
     def karras(cls, num_steps: int = 18, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:

@@ -28,16 +28,33 @@ def gap() -> str:
         for regime in (mixed, pure):
             total = regime["parts"]["gap"][bucket]
             cells.append(f"{_g(total['mean'])} ({_g(total['min'])} to {_g(total['max'])})")
-            cells += [_share(regime["parts"][part][bucket]["mean"], total["mean"]) for part in ("float32_gap", "direct", "training")]
+            cells += [
+                _share(regime["parts"][part][bucket]["mean"], total["mean"]) for part in ("float32_gap", "direct", "training")
+            ]
         rows.append(cells)
-    header = ["t", "gap ε − v, bf16 forward", "float32 control", "rounding", "bf16 training", "gap, pure bf16", "float32", "rounding", "training"]
+    header = [
+        "t",
+        "gap ε − v, bf16 forward",
+        "float32 control",
+        "rounding",
+        "bf16 training",
+        "gap, pure bf16",
+        "float32",
+        "rounding",
+        "training",
+    ]
     return _table(header, rows)
 
 
 def predictions() -> str:
     """Direct rounding of the eps head: measured over predicted."""
     ratios = read_record("eps_vs_v-cpu")["results"]["gaps"]["mixed"]["measured_over_predicted"]
-    names = {"paper": "eq. 27, δ = 1/128", "single_rounding": "one rounding, δ ≈ 1/603", "calibrated": "δ calibrated per bucket", "one_delta": "one calibrated δ"}
+    names = {
+        "paper": "eq. 27, δ = 1/128",
+        "single_rounding": "one rounding, δ ≈ 1/603",
+        "calibrated": "δ calibrated per bucket",
+        "one_delta": "one calibrated δ",
+    }
     rows = [[label, *(f"{ratios[name][b]['mean']:.3g}" for b in _HIGH)] for name, label in names.items()]
     return _table(["measured / predicted at t", *_HIGH], rows)
 
@@ -45,12 +62,20 @@ def predictions() -> str:
 def samples() -> str:
     """Quality of samples by where sampling starts, 25 DDIM steps."""
     results = read_record("eps_vs_v-cpu")["results"]
-    arms = {"v_float32": "v, float32", "v_mixed": "v, bf16", "eps_float32": "ε, float32", "eps_mixed": "ε, bf16", "epsw_float32": "ε, v-weighted, float32"}
+    arms = {
+        "v_float32": "v, float32",
+        "v_mixed": "v, bf16",
+        "eps_float32": "ε, float32",
+        "eps_mixed": "ε, bf16",
+        "epsw_float32": "ε, v-weighted, float32",
+    }
     starts = {name: t for name, t in results["starts"].items()}
     rows = []
     for arm, label in arms.items():
         cells = {r["start"]: r for r in results["samples"][arm] if r["steps"] == 25}
-        rows.append([label, *(f"{_g(cells[s]['frechet']['mean'])} ({100 * cells[s]['accuracy']['mean']:.0f} %)" for s in starts)])
+        rows.append(
+            [label, *(f"{_g(cells[s]['frechet']['mean'])} ({100 * cells[s]['accuracy']['mean']:.0f} %)" for s in starts)]
+        )
     return _table(["arm", *(f"from t = {t}" for t in starts.values())], rows)
 
 

@@ -259,7 +259,7 @@ def test_min_snr_is_finite_at_zero_terminal_snr():
     snr = schedule.log_snr.exp()
     weight = snr.clamp(max=5.0) * loss_weight(schedule.phi, source=V, target=X0)
     assert bool(weight.isfinite().all())
-    assert weight[-1] < 1e-30  # snr is cos(pi/2)^2 = 4e-33 there; v still learns from other weightings, min-snr gives it none
+    assert weight[-1] < 1e-30  # no signal, no weight: and not 0/0, as min(snr, gamma) / snr
     expected = snr.clamp(max=5.0) / (snr + 1)
     torch.testing.assert_close(weight, expected, rtol=1e-10, atol=0)
 

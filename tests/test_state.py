@@ -41,7 +41,7 @@ def test_scales_answer_in_kind(state):
     assert all(isinstance(n, float) for n in numbers)
     for phi in (np.array(angles), torch.tensor(angles, dtype=torch.float64)):
         scale = state.scale(phi)
-        np.testing.assert_allclose(np.broadcast_to(scale, 3), numbers, rtol=4e-16)
+        np.testing.assert_allclose(np.broadcast_to(scale, 3), numbers, rtol=1e-15)  # an ulp for each library's cosine
         assert state is VP or type(scale) is type(phi)
 
 
@@ -49,7 +49,7 @@ def test_sigma_space_has_no_pure_noise():
     for phi in (HALF_PI, np.array([0.1, HALF_PI]), torch.tensor([0.1, HALF_PI], dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"phi must be below pi/2 in sigma-space, got pi/2 where sigma is infinite; use"):
             VE.scale(phi)
-        assert np.all(FLOW_STATE.scale(phi) > 0.7)
+        assert np.all(np.asarray(FLOW_STATE.scale(phi)) > 0.7)  # 1/(cos + sin) is at least 1/sqrt(2)
     assert VE.scale(math.nextafter(HALF_PI, 0)) > 1e15  # just below is a number, if a large one
 
 
@@ -104,5 +104,5 @@ def test_states_are_values():
     assert StateSpace("ve") == VE != VP
     assert pickle.loads(pickle.dumps(FLOW_STATE)) == FLOW_STATE
     assert len({VP, VE, FLOW_STATE, StateSpace("vp")}) == 3
-    with pytest.raises(UnknownName, match="kind must be one of vp, ve, flow; got 'flwo'. Did you mean 'flow'"):
+    with pytest.raises(UnknownName, match=r"kind must be one of vp, ve, flow; got 'flwo'\. Did you mean 'flow'"):
         StateSpace("flwo")

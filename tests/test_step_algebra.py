@@ -18,6 +18,7 @@ from diffparam import EPSILON, X0, AngularParam, V, convert, ddim_coefficients, 
 from diffparam.angle import HALF_PI
 
 FEW = settings(max_examples=80)
+fractions = st.floats(0.0, 1.0)
 
 
 def w(phi, x0, eps):
@@ -28,12 +29,8 @@ def step_bound(param, phi_t, phi_s, x0, eps, carried=0.0):
     """12 roundings of the gains, 5 of the inputs, on all terms; and what an error of x_t already there becomes."""
     step = ddim_coefficients(phi_t, phi_s, param=param)
     a, b = param.coefficients(phi_t)
-    terms = [
-        step.gain_u * a * x0,
-        step.gain_u * b * eps,
-        step.gain_x * math.cos(phi_t) * x0,
-        step.gain_x * math.sin(phi_t) * eps,
-    ]
+    terms = [step.gain_u * a * x0, step.gain_u * b * eps]
+    terms += [step.gain_x * math.cos(phi_t) * x0, step.gain_x * math.sin(phi_t) * eps]
     return rounding_bound(17, *terms, x0, eps) + abs(step.gain_x) * carried
 
 
@@ -161,9 +158,8 @@ def test_the_noise_of_a_step_is_measured(param, generator):
     # Sample standard deviations have relative deviation 1/sqrt(2N), correlations 1/sqrt(N): five of each.
     assert rest.std().item() == pytest.approx(math.sin(phi_s), rel=5 / math.sqrt(2 * count))
     correlation = (rest * eps).mean().item() / (rest.std() * eps.std()).item()
-    expected = math.sqrt(math.sin(phi_s) ** 2 - ddim_coefficients(phi_t, phi_s, param=param, eta=eta).noise ** 2) / math.sin(
-        phi_s
-    )
+    fresh = ddim_coefficients(phi_t, phi_s, param=param, eta=eta).noise
+    expected = math.sqrt(math.sin(phi_s) ** 2 - fresh**2) / math.sin(phi_s)
     assert correlation == pytest.approx(expected, abs=5 / math.sqrt(count))
     assert expected < 1 - 10 / math.sqrt(count)  # negative control: an eta that does nothing would leave it at 1
 

@@ -36,6 +36,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
 
     Raises:
         UnknownName: For a class or a beta schedule that is not covered.
+        ValueError: If the class cannot be told, or its shift depends on the image.
     """
     name = _class_name(config)
     steps = check_count(config.get("num_train_timesteps", 1000), "num_train_timesteps", low=1, high=1_000_000)
@@ -81,7 +82,14 @@ def _class_name(config: Mapping[str, Any]) -> str:
         raise TypeError(
             f"config must be a mapping (scheduler.config or a parsed scheduler_config.json), got {type(config).__name__}"
         )
-    name = config.get("_class_name", "DDPMScheduler")
+    name = config.get("_class_name")
+    if name is None:
+        if "beta_schedule" not in config and ("shift" in config or "sigma_data" in config):
+            raise ValueError(
+                "_class_name must be in the config of a scheduler without betas, got none; scheduler.config leaves it out, so "
+                'add it: {"_class_name": type(scheduler).__name__, **scheduler.config}'
+            )
+        name = "DDPMScheduler"
     known = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES)
     if name not in known:
         raise UnknownName("_class_name", name, known)

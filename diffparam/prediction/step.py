@@ -69,7 +69,8 @@ def output_energy(phi: Angle, *, param: AngularParam, moments: OutputMoments) ->
     phi = check_phi(phi)
     psi = param.psi_at(phi)
     sin, cos = sin_difference(psi, phi), namespace(psi, phi).cos(psi - phi)
-    return cos**2 * moments.x_sq + 2 * sin * cos * moments.x_v + sin**2 * moments.v_sq
+    energy = cos**2 * moments.x_sq + 2 * sin * cos * moments.x_v + sin**2 * moments.v_sq
+    return abs(energy)  # where the network says nothing it rounds to either side of zero
 
 
 def step_error(
