@@ -26,24 +26,13 @@ def gap() -> str:
     for bucket in _HIGH:
         cells = [bucket]
         for regime in (mixed, pure):
-            total = regime["parts"]["gap"][bucket]
-            cells.append(f"{_g(total['mean'])} ({_g(total['min'])} to {_g(total['max'])})")
-            cells += [
-                _share(regime["parts"][part][bucket]["mean"], total["mean"]) for part in ("float32_gap", "direct", "training")
-            ]
+            whole, training = (regime["parts"][part][bucket] for part in ("gap", "training"))
+            shares = [100 * regime["parts"][part][bucket]["mean"] / whole["mean"] for part in ("float32_gap", "direct")]
+            low, mean, high = (100 * training[k] / whole["mean"] for k in ("min", "mean", "max"))
+            cells += [_g(whole["mean"]), *(f"{share:.1f} %" for share in shares), f"{mean:.1f} % ({low:.1f} to {high:.1f})"]
         rows.append(cells)
-    header = [
-        "t",
-        "gap ε − v, bf16 forward",
-        "float32 control",
-        "rounding",
-        "bf16 training",
-        "gap, pure bf16",
-        "float32",
-        "rounding",
-        "training",
-    ]
-    return _table(header, rows)
+    parts = ["float32 control", "rounding", "training"]
+    return _table(["t", "gap, bf16 forward", *parts, "gap, pure bf16", *parts], rows)
 
 
 def predictions() -> str:
@@ -69,12 +58,12 @@ def samples() -> str:
         "eps_mixed": "ε, bf16",
         "epsw_float32": "ε, v-weighted, float32",
     }
-    starts = {name: t for name, t in results["starts"].items()}
+    starts: dict[str, int] = results["starts"]
     rows = []
     for arm, label in arms.items():
         cells = {r["start"]: r for r in results["samples"][arm] if r["steps"] == 25}
         rows.append(
-            [label, *(f"{_g(cells[s]['frechet']['mean'])} ({100 * cells[s]['accuracy']['mean']:.0f} %)" for s in starts)]
+            [label, *(f"{_g(cells[s]['frechet']['mean'])} ({100 * cells[s]['accuracy']['mean']:.1f} %)" for s in starts)]
         )
     return _table(["arm", *(f"from t = {t}" for t in starts.values())], rows)
 
@@ -94,11 +83,7 @@ def rewritten(text: str) -> str:
 def _g(value: float | None) -> str:
     if value is None:
         return "not finite"
-    return f"{value:.2g}" if 1e-3 <= abs(value) < 1e3 else f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e3 else f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -235,9 +235,8 @@ def test_zero_terminal_snr_only_adds_noise(schedule):
     rescaled = schedule.rescale_zero_terminal_snr()
     assert bool((rescaled.phi >= schedule.phi * (1 - 32 * U)).all())
     assert rescaled.phi[-1] == HALF_PI
-    torch.testing.assert_close(
-        rescaled.rescale_zero_terminal_snr().phi, rescaled.phi, rtol=64 * U, atol=0
-    )  # nothing left to do
+    again = rescaled.rescale_zero_terminal_snr()
+    torch.testing.assert_close(again.phi, rescaled.phi, rtol=64 * U, atol=0)  # nothing is left to do
 
 
 # -- respacing --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,148 @@
+"""The public surface: these names, each documented, and no library beyond torch, numpy and scipy behind them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import diffparam
+
+PUBLIC = [
+    "EPSILON",
+    "FLOW",
+    "FLOW_STATE",
+    "FORMATS",
+    "SCORE",
+    "VE",
+    "VP",
+    "X0",
+    "AdditiveError",
+    "AngularParam",
+    "ErrorModel",
+    "FloatFormat",
+    "GaussianMixture",
+    "NonFiniteError",
+    "OutputMoments",
+    "RelativeError",
+    "RoundingError",
+    "Schedule",
+    "SingularParameterization",
+    "StateSpace",
+    "StepCoefficients",
+    "Trajectory",
+    "UnknownName",
+    "V",
+    "apply_step",
+    "convert",
+    "ddim_coefficients",
+    "ddim_invert",
+    "ddim_sample",
+    "ddim_step",
+    "exact_gaussian_flow",
+    "guidance_error_gain",
+    "guide",
+    "largest_safe_timestep",
+    "loss_floor",
+    "loss_weight",
+    "optimal_angle",
+    "output_energy",
+    "param_from_config",
+    "parse_format",
+    "parse_parameterization",
+    "predict_eps",
+    "predict_v",
+    "predict_x0",
+    "rebase_gains",
+    "relative_error",
+    "round_to",
+    "schedule_from_config",
+    "step_error",
+    "step_error_gain",
+    "step_error_rms",
+    "unit_step_error",
+]
+CALLABLE = [
+    name for name in PUBLIC if inspect.isclass(getattr(diffparam, name)) or inspect.isfunction(getattr(diffparam, name))
+]
+
+
+def test_the_public_names_are_these():
+    assert diffparam.__all__ == PUBLIC
+    assert len(set(PUBLIC)) == len(PUBLIC)
+    exported = {name for name in vars(diffparam) if not name.startswith("_") and not inspect.ismodule(vars(diffparam)[name])}
+    assert exported == set(PUBLIC)  # nothing public by accident
+
+
+def methods(cls: type) -> list[str]:
+    return [
+        name
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and (callable(value) or isinstance(value, property | classmethod | staticmethod))
+    ]
+
+
+@pytest.mark.parametrize("name", CALLABLE)
+def test_every_function_class_and_method_is_documented(name):
+    thing = getattr(diffparam, name)
+    assert thing.__doc__
+    assert not thing.__doc__.startswith(f"{name}(")  # the signature that dataclasses fill in
+    if inspect.isclass(thing):
+        for method in methods(thing):
+            assert inspect.getattr_static(thing, method).__doc__, f"{name}.{method}"
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in CALLABLE])
+def test_every_constant_is_of_a_documented_class(name):
+    thing = getattr(diffparam, name)
+    assert type(thing).__doc__
+    if isinstance(thing, diffparam.AngularParam):
+        assert thing.name in diffparam.parse_parameterization(thing.name).name
+
+
+def test_functions_take_options_by_keyword():
+    """Data first, options keyword-only: a parameter with a default is never positional."""
+    for name in PUBLIC:
+        thing = getattr(diffparam, name)
+        if inspect.isfunction(thing):
+            for parameter in inspect.signature(thing).parameters.values():
+                positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+                assert parameter.kind is not parameter.VAR_KEYWORD, f"{name} passes keywords through unchecked"
+                allowed = (name, parameter.name) in POSITIONAL_DEFAULTS
+                assert not positional or parameter.default is parameter.empty or allowed, f"{name}: {parameter.name}"
+
+
+POSITIONAL_DEFAULTS = {("relative_error", "fmt")}
+
+PROBE = """
+import json, sys, time
+import numpy, scipy.special, torch
+before, start = set(sys.modules), time.perf_counter()
+import diffparam
+seconds = time.perf_counter() - start
+print(json.dumps({"new": sorted(set(sys.modules) - before), "all": sorted(sys.modules), "seconds": seconds}))
+"""
+
+
+def test_importing_it_imports_torch_numpy_and_scipy_only():
+    run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
+    print(f"import diffparam beyond torch: {found['seconds']:.2f} s")
+    families = {name.partition(".")[0] for name in found["new"]} - set(sys.stdlib_module_names)
+    assert families <= {"diffparam", "torch", "numpy", "scipy"}
+    roots = {name.partition(".")[0] for name in found["all"]}
+    assert not roots & {
+        "sklearn",
+        "diffusers",
+        "transformers",
+        "matplotlib",
+        "tqdm",
+        "safetensors",
+        "peft",
+        "mmar",
+        "experiments",
+    }
+    assert "diffparam.solvers.ddim" in found["new"]  # the probe saw the import
