@@ -43,6 +43,7 @@ def lift(gain: Angle, like: Tensor) -> Tensor | float:
                 f"give an angle per channel as shape (1, ..., {gain.shape[0]})"
             )
         gain = gain.reshape(-1, *(1,) * (like.ndim - 1))
-    if gain.ndim > like.ndim or torch.broadcast_shapes(gain.shape, like.shape) != like.shape:
+    fits = all(g in (1, n) for g, n in zip(gain.shape[::-1], like.shape[::-1], strict=False))
+    if gain.ndim > like.ndim or not fits:
         raise ValueError(f"an angle of shape {tuple(gain.shape)} must broadcast to the sample's shape {tuple(like.shape)}")
     return gain.to(device=like.device, dtype=like.dtype)

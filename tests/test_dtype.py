@@ -177,6 +177,25 @@ def test_inputs_are_left_alone():
     assert phi.tolist() == [0.5, 0.9]
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_the_sample_sets_the_device(device):
+    # Angles and coefficients live on the CPU in float64; the sample and the result where the sample is.
+    u, x_t = (v.to(device) for v in samples(10, 2, 3, dtype=torch.float32))
+    phi = torch.tensor([0.5, 0.9], dtype=torch.float64)
+    for angle in (0.5, phi):
+        for value in (
+            ddim_step(u, x_t, angle, angle / 2, param=SCORE),
+            ddim_step(u, x_t, angle, angle / 2, param=SCORE, eta=1.0, noise=u),
+            convert(u, x_t, angle, source=V, target=EDM),
+            V.target(u, x_t, angle),
+            Schedule.linear(10).add_noise(u, x_t, torch.tensor([1, 9], device="cpu" if device == "meta" else device)),
+        ):
+            assert (value.device.type, value.dtype) == (device, torch.float32)
+    if device != "cpu":
+        with pytest.raises(ValueError, match="u and x_t must be on one device, got"):
+            convert(u, x_t.cpu() if device == "cuda" else torch.zeros(2, 3), 0.5, source=V, target=X0)
+
+
 def test_shapes_without_elements_or_dimensions():
     empty, point = torch.zeros(0, 3), torch.tensor(2.0)
     assert ddim_step(empty, empty, 0.9, 0.3, param=V).shape == (0, 3)
@@ -256,6 +275,7 @@ def test_the_jacobian_of_a_step_is_its_gains(param, phi_t, phi_s, seed):
     torch.testing.assert_close(by_x, step.gain_x * eye, rtol=1e-15, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, inside jvp
 @pytest.mark.parametrize("dtype", list(UNIT))
 def test_forward_and_backward_modes_agree(dtype):
     u, x_t = samples(8, 4, dtype=dtype)
@@ -333,7 +353,7 @@ def test_numpy_angles_are_tensor_angles(param, angles, dtype, seed):
     right = ddim_step(u, x_t, torch.as_tensor(array), torch.as_tensor(array) / 2, param=param)
     assert left.dtype is dtype
     step = ddim_coefficients(array, array / 2, param=param)
-    gains = (torch.as_tensor(np.broadcast_to(g, 3))[:, None] for g in (step.gain_u, step.gain_x))
+    gains = (torch.tensor([[g] for g in gain]) for gain in (step.gain_u, step.gain_x))
     terms = [g * v.double() for g, v in zip(gains, (u, x_t), strict=True)]
     bound = one_rounding(sum(terms), dtype, *terms) * 2 + 2.0**-49 * 400 * sum(v.double().abs() for v in (u, x_t))
     assert_within(left, right, bound * max(1.0, *(1 / param.r_at(a) for a in angles)))

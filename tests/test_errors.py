@@ -93,7 +93,7 @@ RULES = {
     "phi of another shape": (
         lambda: V.target(Z, Z, torch.full((3, 2), 0.1, dtype=torch.float64)),
         ValueError,
-        ("angle", "must broadcast to the sample's shape (3, 4)", "(3, 2)", ""),
+        ("an angle of shape (3, 2)", "must broadcast to the sample's shape", "(3, 4)", ""),
     ),
     "samples of two shapes": (
         lambda: convert(Z, Z[:2], 0.3, source=V, target=X0),

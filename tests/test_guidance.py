@@ -113,6 +113,14 @@ def test_guidance_in_the_narrow_dtype_itself_is_not():
     assert rms(uncond + 7.5 * (cond - uncond)) > 1.3 * rms(once)
 
 
+def test_eight_bits_are_guided_in_float32():
+    # torch has no arithmetic in float8; the sum is exact in float32 and rounded to e4m3's 4 bits at the end.
+    uncond, cond = (torch.tensor(v).to(torch.float8_e4m3fn) for v in ([1.0, 2.0], [1.25, 2.0]))
+    guided = guide(uncond, cond, 3.0)
+    assert guided.dtype is torch.float8_e4m3fn
+    assert guided.float().tolist() == [1.75, 2.0]
+
+
 # -- errors of the branches -------------------------------------------------------------------------------------------
 
 

@@ -313,3 +313,17 @@ def test_loss_weights_are_squared_gains(source, target):
     expected = [number(ratio, phi=p, sigma_d=0.5) for p in ANGLES]
     weights = loss_weight(phi, source=one.param, target=other.param)
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64), rtol=TIGHT, atol=0)
+
+
+# -- the paper's floor ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phi", ANGLES)
+def test_equation_27(phi):
+    # E[e^2] = 1 / (128^2 alpha_bar) for eps in bf16, with delta the machine epsilon and outputs of unit variance (eq. 19); for
+    # v it is 1/128^2 at every angle. Other choices of delta scale it by their square.
+    exact = number(1 / (128**2 * COS**2), phi=phi)
+    assert loss_floor(phi, param=EPSILON, delta="machine_epsilon") == pytest.approx(exact, rel=TIGHT)
+    assert loss_floor(phi, param=V, delta="machine_epsilon") == pytest.approx(128.0**-2, rel=TIGHT)
+    assert loss_floor(phi, param=EPSILON, delta="unit_roundoff") == pytest.approx(exact / 4, rel=TIGHT)
+    assert loss_floor(phi, param=EPSILON, delta=1 / 64) == pytest.approx(4 * exact, rel=TIGHT)

@@ -293,6 +293,13 @@ def test_parameterizations_are_values(param):
         param.r = 2.0
 
 
+@pytest.mark.parametrize("param", [*NAMED.values(), AngularParam.edm(0.5), AngularParam.optimal(2.0)], ids=lambda p: p.name)
+def test_two_signs_cancel(param):
+    minus = -param
+    assert minus != param
+    assert -minus == param
+
+
 def test_different_data_are_different_parameterizations():
     assert AngularParam.edm(0.5) == AngularParam.edm(0.5)
     assert AngularParam.edm(0.5) != AngularParam.edm(1.0)

@@ -1,0 +1,230 @@
+"""Each line that matters is broken once, in a copy of the package, and the test that guards it must fail.
+
+The copies are run in one other process (torch is imported once; only the package and the tests are imported anew), which
+reports for each copy where the package came from and which tests failed. Run as a script, this file is that process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One edit of one line, and the test that must notice."""
+
+    file: str
+    old: str
+    new: str
+    guard: str
+
+
+MUTATIONS = {
+    "a sign of the identity": Mutation(
+        "angle.py",
+        "return sin_difference(target, phi) / s,",
+        "return sin_difference(phi, target) / s,",
+        "test_angle.py::test_the_gains_recover_w",
+    ),
+    "the gains swapped": Mutation(
+        "angle.py",
+        "return sin_difference(target, phi) / s, sin_difference(psi, target) / s",
+        "return sin_difference(psi, target) / s, sin_difference(target, phi) / s",
+        "test_angle.py::test_rebasing_onto_what_is_known_returns_it_exactly",
+    ),
+    "the lost digits of a difference": Mutation(
+        "angle.py",
+        "return xp.sin(d) + lost * xp.cos(d)",
+        "return xp.sin(d)",
+        "test_angle.py::test_sin_difference_is_right_to_two_ulp",
+    ),
+    "a guard that is a tolerance": Mutation(
+        "angle.py",
+        "if abs(sin_theta) <= 2**-52 * max(abs(phi), abs(psi)):",
+        "if abs(sin_theta) <= 1e-8:",
+        "test_angle.py::test_an_output_a_little_off_the_state_is_not",
+    ),
+    "1/r of a conversion": Mutation(
+        "conversion.py",
+        "return gain_u * r / source.r_at(phi), gain_x * r",
+        "return gain_u * r, gain_x * r",
+        "test_conversion.py::test_any_r_changes_nothing_but_rounding",
+    ),
+    "the square of a loss weight": Mutation(
+        "conversion.py",
+        "(source.r_at(phi) * s)) ** 2",
+        "(source.r_at(phi) * s)) ** 1",
+        "test_conversion.py::test_the_weight_is_the_ratio_of_squared_errors",
+    ),
+    "the weights of guidance": Mutation(
+        "guidance.py",
+        "u_cond.to(compute), omega)",
+        "u_cond.to(compute), omega + 1)",
+        "test_guidance.py::test_zero_and_one_choose_a_branch_exactly",
+    ),
+    "the variance in EDM's angle": Mutation(
+        "parameterization.py",
+        "xp.atan2(-(self.sigma_data**2) * xp.cos(phi), xp.sin(phi))",
+        "xp.atan2(-self.sigma_data * xp.cos(phi), xp.sin(phi))",
+        "test_parameterization.py::test_edm_is_its_preconditioner",
+    ),
+    "the digits of a small beta": Mutation(
+        "schedule.py",
+        "log_alpha_bar = torch.log1p(-betas).cumsum(0)",
+        "log_alpha_bar = torch.log(1 - betas).cumsum(0)",
+        "test_schedule.py::test_small_angles_keep_their_digits",
+    ),
+    "the digits of a small angle": Mutation(
+        "schedule.py",
+        "torch.atan2((-torch.expm1(log_alpha_bar)).sqrt()",
+        "torch.atan2((1 - torch.exp(log_alpha_bar)).sqrt()",
+        "test_schedule.py::test_linear_and_scaled_linear_are_their_formulas",
+    ),
+    "the stride of a respaced schedule": Mutation(
+        "schedule.py",
+        "* (num_steps - 1)).round().astype(np.int64)",
+        "* (num_steps - 1)).astype(np.int64)",
+        "test_schedule.py::test_fractional_is_improved_diffusions_stride",
+    ),
+    "the noise of a stochastic step": Mutation(
+        "solvers/ddim.py",
+        "noise = eta * xp.sin(phi_s) / xp.sin(phi_t) * spread / xp.cos(phi_s)",
+        "noise = eta * xp.sin(phi_s) / xp.sin(phi_t) * spread",
+        "test_step_algebra.py::test_a_stochastic_step_keeps_the_marginal",
+    ),
+    "1/r of a step": Mutation(
+        "solvers/ddim.py",
+        "gain_u = gain_u / param.r_at(phi_t)",
+        "gain_u = gain_u * 1.0",
+        "test_step_algebra.py::test_a_step_lands_on_w",
+    ),
+    "arithmetic in bf16": Mutation(
+        "_combine.py",
+        "if u.dtype is not dtype or dtype.itemsize < 4:",
+        "if u.dtype is not dtype:",
+        "test_dtype.py::test_a_step_with_every_operation_in_bf16_is_not",
+    ),
+    "the square in equation 27": Mutation(
+        "prediction/step.py",
+        "relative_error(delta, fmt)) ** 2 * energy",
+        "relative_error(delta, fmt)) * energy",
+        "test_identity_sympy.py::test_equation_27",
+    ),
+}
+CONTROL = "nothing"
+
+
+def copies(package: Path, into: Path) -> dict[str, dict[str, object]]:
+    """One copy of the package per mutation, and an untouched one that all guards are run against."""
+    plan: dict[str, dict[str, object]] = {}
+    for number, name in enumerate([CONTROL, *MUTATIONS]):
+        home = into / str(number)
+        shutil.copytree(package, home / "diffparam", ignore=shutil.ignore_patterns("__pycache__"))
+        if name == CONTROL:
+            plan[name] = {"home": str(home), "guards": sorted({m.guard for m in MUTATIONS.values()})}
+            continue
+        mutation = MUTATIONS[name]
+        path = home / "diffparam" / mutation.file
+        source = path.read_text()
+        assert source.count(mutation.old) == 1, f"{name}: {mutation.file} has {source.count(mutation.old)} such lines"
+        path.write_text(source.replace(mutation.old, mutation.new))
+        plan[name] = {"home": str(home), "guards": [mutation.guard]}
+    return plan
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    import diffparam  # here, because the other process must find a copy of it instead
+
+    work = tmp_path_factory.mktemp("mutations")
+    plan = copies(Path(diffparam.__file__).parent, work)
+    (work / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, __file__, str(work / "plan.json"), str(work / "reports.json")]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((work / "reports.json").read_text())
+
+
+def names(tests) -> set[str]:
+    """The functions of some node ids."""
+    return {test.rpartition("::")[2] for test in tests}
+
+
+def test_the_untouched_copy_passes(reports):
+    report = reports[CONTROL]
+    assert report["code"] == pytest.ExitCode.OK, report
+    assert not report["failed"]
+    assert names(report["passed"]) == names(m.guard for m in MUTATIONS.values())
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_is_noticed(reports, name):
+    report = reports[name]
+    # 1 is "tests ran and some failed": a copy that does not import, or a guard that does not exist, ends otherwise.
+    assert report["code"] == pytest.ExitCode.TESTS_FAILED, report
+    assert names(report["failed"]) == names([MUTATIONS[name].guard])
+
+
+def test_every_copy_was_the_one_imported(reports):
+    assert len({report["imported"] for report in reports.values()}) == len(MUTATIONS) + 1
+
+
+# -- the other process ------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Pytest plugin: who passed and failed, with counterexamples left as they are found."""
+
+    def __init__(self) -> None:
+        self.passed: set[str] = set()
+        self.failed: set[str] = set()
+
+    def pytest_configure(self) -> None:
+        """After conftest has loaded its profile."""
+        from hypothesis import Phase, settings
+
+        parent = settings.get_profile("repository")
+        settings.register_profile("mutations", parent, phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("mutations")
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.when == "call":
+            (self.passed if report.passed else self.failed).add(report.nodeid.partition("[")[0])
+
+
+def run_copy(home: str, guards: list[str]) -> dict[str, object]:
+    """The guards against the copy of the package in ``home``."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("diffparam", "strategies", "conftest") or name.startswith("test_"):
+            del sys.modules[name]
+    gc.freeze()  # pytest collects garbage at its end: not torch's, sixteen times over
+    sys.path.insert(0, home)
+    recorder = Recorder()
+    try:
+        code = pytest.main(
+            ["-x", "--tb=no", "-p", "no:cacheprovider", *(str(TESTS / guard) for guard in guards)], plugins=[recorder]
+        )
+    finally:
+        sys.path.remove(home)
+    sources = {Path(m.__file__) for n, m in sys.modules.items() if n.partition(".")[0] == "diffparam"}
+    strangers = [str(path) for path in sources if Path(home) not in path.parents]
+    if strangers or not sources:
+        raise SystemExit(f"the tests of {home} imported {strangers or 'nothing'}")
+    imported = str(Path(sys.modules["diffparam"].__file__).parent)
+    return {"code": int(code), "passed": sorted(recorder.passed), "failed": sorted(recorder.failed), "imported": imported}
+
+
+if __name__ == "__main__":
+    _, plan_path, report_path = sys.argv
+    found = {name: run_copy(**copy) for name, copy in json.loads(Path(plan_path).read_text()).items()}
+    Path(report_path).write_text(json.dumps(found))
