@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffparam._checks import check_number
 from diffparam.errors import UnknownName
 from diffparam.rounding import BFLOAT16, FloatFormat, RoundingMode, _require_mode, parse_format, relative_error, round_to
+from diffparam.rounding_energy import relative_rounding, rounding_energy
 
 Law = Literal["constant", "uniform", "gaussian", "rademacher"]
 LAWS = ("constant", "uniform", "gaussian", "rademacher")
@@ -24,6 +26,16 @@ class ErrorModel(Protocol):
     @property
     def rms(self) -> float:
         """Root mean square relative error."""
+
+    @property
+    def scales_with_value(self) -> bool:
+        """Whether the error of a value is proportional to that value, or independent of it."""
+
+    def energy(self, mean_square: Any) -> Any:
+        """Expected square of the error of a zero-mean Gaussian value of this mean square; numbers or arrays."""
+
+    def bound(self, mean_square: Any) -> Any:
+        """What the rms of the error never exceeds for values of this mean square; infinite where there is no such number."""
 
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``value`` with the error in it: same shape, dtype and device."""
@@ -55,6 +67,17 @@ class RelativeError:
     def rms(self) -> float:
         """Delta."""
         return float(self.delta)
+
+    scales_with_value = True
+
+    def energy(self, mean_square: Any) -> Any:
+        """delta^2 times the value's."""
+        return self.rms**2 * mean_square
+
+    def bound(self, mean_square: Any) -> Any:
+        """Delta times the largest xi of the law, which a Gaussian has not."""
+        largest = {"constant": 1.0, "rademacher": 1.0, "uniform": math.sqrt(3.0), "gaussian": math.inf}[self.law]
+        return self.rms * largest * np.sqrt(mean_square) if self.rms else 0.0 * np.sqrt(mean_square)
 
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``value (1 + delta xi)``, xi drawn from ``generator`` (of the device of ``value``)."""
@@ -94,6 +117,18 @@ class RoundingError:
         """Rms relative error for a log-uniform significand."""
         return parse_format(self.fmt).rms_of(self.mode)
 
+    scales_with_value = True
+
+    def energy(self, mean_square: Any) -> Any:
+        """:func:`diffparam.rounding_energy`."""
+        return rounding_energy(parse_format(self.fmt), mean_square, mode=self.mode)
+
+    def bound(self, mean_square: Any) -> Any:
+        """The format's largest relative error, plus that of a subnormal."""
+        fmt = parse_format(self.fmt)
+        tiny = fmt.smallest_subnormal * (0.5 if self.mode == "nearest" else 1.0)
+        return fmt.bound_of(self.mode) * np.sqrt(mean_square) + tiny
+
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``value`` rounded once; ``generator`` serves the stochastic mode."""
         return round_to(value, self.fmt, mode=self.mode, saturate=self.saturate, generator=generator)
@@ -117,8 +152,54 @@ class AdditiveError:
         """scale: the rms relative error of a value of unit rms."""
         return self.scale
 
+    scales_with_value = False
+
+    def energy(self, mean_square: Any) -> Any:
+        """scale^2."""
+        return self.scale**2 + 0.0 * mean_square
+
+    def bound(self, mean_square: Any) -> Any:
+        """Infinite: a Gaussian has no largest value."""
+        return (math.inf if self.scale else 0.0) + 0.0 * mean_square
+
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``value + scale xi``, xi drawn from ``generator``."""
         dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32
         xi = torch.randn(value.shape, generator=generator, dtype=dtype, device=value.device)
         return (value + self.scale * xi).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class CompensatedRounding:
+    """Storing the value in two numbers of a format, the second what the first left over (a compensated, Kahan-style state).
+
+    Args:
+        fmt: Format of both.
+    """
+
+    fmt: str | torch.dtype | FloatFormat = BFLOAT16
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fmt", parse_format(self.fmt))
+
+    scales_with_value = True
+
+    @property
+    def rms(self) -> float:
+        """The square of one rounding's, of a value uniform in its cell."""
+        return parse_format(self.fmt).rms * relative_rounding(parse_format(self.fmt))
+
+    def energy(self, mean_square: Any) -> Any:
+        """That of the first rounding, times the relative energy of the second."""
+        fmt = parse_format(self.fmt)
+        return rounding_energy(fmt, mean_square) * relative_rounding(fmt) ** 2
+
+    def bound(self, mean_square: Any) -> Any:
+        """The square of the format's largest relative error, plus that of a subnormal."""
+        fmt = parse_format(self.fmt)
+        return fmt.bound_of("nearest") ** 2 * np.sqrt(mean_square) + fmt.smallest_subnormal
+
+    def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``high + low``, in the dtype of ``value``, which must hold both."""
+        high = round_to(value, self.fmt)
+        return high + round_to(value - high, self.fmt)

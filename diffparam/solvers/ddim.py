@@ -3,43 +3,19 @@ r"""The DDIM step for any parameterization: the identity at ``B = phi_s`` (paper
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffparam._checks import check_finite, check_number, check_pair, check_phi, everywhere
-from diffparam._combine import combine, lift
 from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
 from diffparam.error_model import ErrorModel
 from diffparam.parameterization import AngularParam
+from diffparam.schedule import Schedule
+from diffparam.solvers.plan import Plan, legs_downwards, legs_upwards, make_plan
+from diffparam.solvers.step import StepCoefficients, apply_step
 from diffparam.state import VP, StateSpace
-
-
-@dataclass(frozen=True)
-class StepCoefficients:
-    """One step as three float64 numbers (or batches of them): ``x_s = gain_u u + gain_x x_t + noise z``."""
-
-    gain_u: Any
-    gain_x: Any
-    noise: Any = 0.0
-
-    def perturbed(self, error: ErrorModel, generator: torch.Generator | None = None) -> StepCoefficients:
-        """The same step with an error in each coefficient; a step without noise stays without."""
-        device = "cpu" if generator is None else generator.device
-
-        def apply(value: Any) -> Any:
-            moved = error.apply(torch.as_tensor(value, dtype=torch.float64).to(device), generator).cpu()
-            return moved.item() if isinstance(value, float) else moved
-
-        noise = apply(self.noise) if self.is_stochastic else self.noise
-        return replace(self, gain_u=apply(self.gain_u), gain_x=apply(self.gain_x), noise=noise)
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether the step adds noise."""
-        return not (isinstance(self.noise, float) and self.noise == 0.0)
 
 
 def ddim_coefficients(
@@ -99,25 +75,27 @@ def _stochastic_target(phi_t: Angle, phi_s: Angle, eta: float) -> tuple[Any, Any
     return xp.hypot(a, b), xp.atan2(b, a), noise
 
 
-def apply_step(
-    step: StepCoefficients,
-    u: Tensor,
-    x_t: Tensor,
-    *,
-    noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """``gain_u u + gain_x x_t + noise z`` without checks; what :func:`diffparam.solvers.loop.ddim_sample` runs.
+def plan_ddim(
+    schedule: Schedule, *, param: AngularParam, eta: float = 0.0, final_phi: float = 0.0, upwards: bool = False
+) -> Plan:
+    r"""DDIM along a schedule, from its last angle to ``final_phi`` or, ``upwards``, from its first to its last (inversion).
 
-    ``z`` is ``noise`` where given, else drawn from ``generator`` in at least float32.
+    Args:
+        schedule: The sampling grid: see :meth:`Schedule.respace`.
+        param: What the network outputs.
+        eta: 0 is deterministic, 1 ancestral. The noise makes later gains smaller, so early errors fade.
+        final_phi: Angle to end at, radians; 0 is clean data.
+        upwards: Whether to invert.
+
+    Raises:
+        SingularParameterization: If a step is singular; names its timestep.
+        ValueError: If ``final_phi`` is above the schedule.
     """
-    if not step.is_stochastic:
-        return combine(step.gain_x, x_t, step.gain_u, u)
-    wide = x_t.dtype if x_t.dtype.itemsize >= 4 else torch.float32  # so that the sum of three is rounded once
-    if noise is None:
-        noise = torch.randn(x_t.shape, generator=generator, dtype=wide, device=x_t.device)
-    noise = noise.to(wide)
-    return (combine(step.gain_x, x_t.to(wide), step.gain_u, u) + noise * lift(step.noise, noise)).to(x_t.dtype)
+    final_phi = float(check_phi(final_phi, "final_phi"))
+    legs = legs_upwards(schedule) if upwards else legs_downwards(schedule, final_phi)
+    return make_plan(
+        "ddim", schedule, param, legs, lambda t, s: ddim_coefficients(t, s, param=param, eta=eta, state=schedule.state)
+    )
 
 
 def ddim_step(

@@ -1,19 +1,21 @@
-"""Sampling and inversion along a schedule with the DDIM step."""
+"""Running a plan: one loop for every solver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_finite, check_phi, check_sample
+from diffparam._checks import check_finite, check_sample
 from diffparam.error_model import ErrorModel
-from diffparam.errors import SingularParameterization
 from diffparam.parameterization import AngularParam
+from diffparam.rounding import FloatFormat, parse_format
 from diffparam.schedule import Schedule
-from diffparam.solvers.ddim import StepCoefficients, apply_step, ddim_coefficients
+from diffparam.solvers.ddim import plan_ddim
+from diffparam.solvers.plan import Plan, PlannedStep
+from diffparam.solvers.step import advance, advance_rounded
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """``model(x_t, t)``: the network output for the state ``(batch, *event)`` and timesteps ``(batch,)``."""
@@ -36,42 +38,76 @@ class Trajectory:
     outputs: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step with its coefficients ready."""
+def sample(
+    model: Model,
+    x_init: Tensor,
+    plan: Plan,
+    *,
+    generator: torch.Generator | None = None,
+    output_error: ErrorModel | None = None,
+    state_error: ErrorModel | None = None,
+    coefficient_error: ErrorModel | None = None,
+    timestep_error: ErrorModel | None = None,
+    arithmetic: str | FloatFormat | None = None,
+    record: Trajectory | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Run any solver's plan: :func:`plan_ddim`, :func:`plan_ddpm`, :func:`plan_dpm_solver`, :func:`plan_heun`.
 
-    timestep: int | float
-    phi_t: float
-    phi_s: float
-    coefficients: StepCoefficients
+    Args:
+        model: ``model(x_t, t)`` with ``x_t`` like ``x_init`` and ``t`` of shape ``(batch,)``; its output may be of another dtype
+            (bf16) than the state.
+        x_init: The state at the plan's first angle in its convention, ``(batch, *event)``; sets dtype and device.
+        plan: The run.
+        generator: Source of all random numbers, on the device of ``x_init``.
+        output_error: Error put on each network output.
+        state_error: Error put on each new state, as storing it would.
+        coefficient_error: Error put on each step's coefficients.
+        timestep_error: Error put on the timesteps that the model is told.
+        arithmetic: Format in which to emulate the update, every product and sum rounded; by default at least float32.
+        record: An empty :class:`Trajectory` to fill; without it the state, the output and the next state are held, and the
+            memory of a solver that has one.
+        on_step: Called as ``on_step(done, total)`` after each network call.
 
-
-def plan_ddim(
-    schedule: Schedule, *, param: AngularParam, eta: float = 0.0, final_phi: float = 0.0, upwards: bool = False
-) -> list[PlannedStep]:
-    """All steps of :func:`ddim_sample` (or, ``upwards``, of :func:`ddim_invert`), before the first network call.
+    Returns:
+        The state at the plan's last angle, like ``x_init``.
 
     Raises:
-        SingularParameterization: If a step is singular; names its timestep.
-        ValueError: If ``final_phi`` is above the schedule.
+        ValueError: If the model returns another shape.
+        NonFiniteError: If the result is not finite.
     """
-    phi: Sequence[float] = schedule.phi.tolist()
-    timesteps: Sequence[int | float] = schedule.timesteps.tolist()
-    if upwards:
-        legs = list(zip(timesteps[:-1], phi[:-1], phi[1:], strict=True))
-    else:
-        if final_phi > phi[-1]:
-            raise ValueError(f"final_phi must not be above the schedule's last angle {phi[-1]!r}, got {final_phi!r}")
-        ends = [final_phi, *(max(p, final_phi) for p in phi[:-1])]
-        legs = [leg for leg in zip(timesteps[::-1], phi[::-1], ends[::-1], strict=True) if leg[1] > leg[2]]
-    steps = []
-    for t, phi_t, phi_s in legs:
-        try:
-            coefficients = ddim_coefficients(phi_t, phi_s, param=param, eta=eta, state=schedule.state)
-        except SingularParameterization as error:
-            raise SingularParameterization(error.param, error.phi, timestep=t) from None
-        steps.append(PlannedStep(t, phi_t, phi_s, coefficients))
-    return steps
+    check_sample(x_init, "x_init")
+    if x_init.ndim < 1:
+        raise ValueError("x_init must have a batch dimension, got a scalar; use shape (1, ...)")
+    check_finite(x_init, "x_init", "draw it with torch.randn")
+    fmt = None if arithmetic is None else parse_format(arithmetic)
+    x, memory = x_init, None
+    for done, step in enumerate(plan.steps(), start=1):
+        u = model(x, _told(step.timestep, x, timestep_error, generator))
+        if u.shape != x.shape:
+            raise ValueError(
+                f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {step.timestep}"
+            )
+        if output_error is not None:
+            u = output_error.apply(u, generator)
+        if record is not None:
+            _note(record, step, x, u)
+        coefficients = step.coefficients
+        if coefficient_error is not None:
+            coefficients = coefficients.perturbed(coefficient_error, generator)
+        if fmt is None:
+            x, memory = advance(coefficients, u, x, memory, generator=generator)
+        else:
+            x, memory = advance_rounded(coefficients, u, x, memory, fmt, generator=generator)
+        if state_error is not None:
+            x = state_error.apply(x, generator)
+        if on_step is not None:
+            on_step(done, len(plan))
+    if record is not None and len(plan):
+        record.phi.append(float(plan.phi_s[-1]))
+        record.states.append(x)
+    check_finite(x, "the final sample", "pass record=Trajectory() to see at which timestep it began")
+    return x
 
 
 def ddim_sample(
@@ -114,10 +150,18 @@ def ddim_sample(
         ValueError: If ``final_phi`` is above the schedule, or the model returns another shape.
         NonFiniteError: If the result is not finite.
     """
-    final_phi = float(check_phi(final_phi, "final_phi"))
     plan = plan_ddim(schedule, param=param, eta=eta, final_phi=final_phi)
-    errors = (output_error, state_error, coefficient_error)
-    return _run(model, x_init, plan, errors, generator, record, on_step)
+    return sample(
+        model,
+        x_init,
+        plan,
+        generator=generator,
+        output_error=output_error,
+        state_error=state_error,
+        coefficient_error=coefficient_error,
+        record=record,
+        on_step=on_step,
+    )
 
 
 def ddim_invert(
@@ -138,48 +182,28 @@ def ddim_invert(
     ``x`` is the sample at the first angle; a clean sample is that up to sin(phi_0) of noise. Arguments as
     :func:`ddim_sample`.
     """
-    plan = plan_ddim(schedule, param=param, upwards=True)
-    errors = (output_error, state_error, coefficient_error)
-    return _run(model, x, plan, errors, generator, record, on_step)
+    return sample(
+        model,
+        x,
+        plan_ddim(schedule, param=param, upwards=True),
+        generator=generator,
+        output_error=output_error,
+        state_error=state_error,
+        coefficient_error=coefficient_error,
+        record=record,
+        on_step=on_step,
+    )
 
 
-def _run(
-    model: Model,
-    x: Tensor,
-    plan: Sequence[PlannedStep],
-    errors: tuple[ErrorModel | None, ErrorModel | None, ErrorModel | None],
-    generator: torch.Generator | None,
-    record: Trajectory | None,
-    on_step: Callable[[int, int], None] | None,
-) -> Tensor:
-    check_sample(x, "x_init")
-    if x.ndim < 1:
-        raise ValueError("x_init must have a batch dimension, got a scalar; use shape (1, ...)")
-    check_finite(x, "x_init", "draw it with torch.randn")
-    output_error, state_error, coefficient_error = errors
-    for done, step in enumerate(plan, start=1):
-        u = model(x, torch.full(x.shape[:1], step.timestep, device=x.device, dtype=_timestep_dtype(step.timestep, x)))
-        if u.shape != x.shape:
-            raise ValueError(
-                f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {step.timestep}"
-            )
-        if output_error is not None:
-            u = output_error.apply(u, generator)
-        if record is not None:
-            _note(record, step, x, u)
-        coefficients = step.coefficients
-        if coefficient_error is not None:
-            coefficients = coefficients.perturbed(coefficient_error, generator)
-        x = apply_step(coefficients, u, x, generator=generator)
-        if state_error is not None:
-            x = state_error.apply(x, generator)
-        if on_step is not None:
-            on_step(done, len(plan))
-    if record is not None and plan:
-        record.phi.append(plan[-1].phi_s)
-        record.states.append(x)
-    check_finite(x, "the final sample", "pass record=Trajectory() to see at which timestep it began")
-    return x
+def timestep_tensor(timestep: float, x: Tensor) -> Tensor:
+    """``(batch,)`` copies of a timestep on the device of ``x``: int64 where it is an integer, else the widest float."""
+    return torch.full(x.shape[:1], timestep, device=x.device, dtype=_timestep_dtype(timestep, x))
+
+
+def _told(timestep: int | float, x: Tensor, error: ErrorModel | None, generator: torch.Generator | None) -> Tensor:
+    if error is None:
+        return timestep_tensor(timestep, x)
+    return error.apply(timestep_tensor(float(timestep), x), generator)
 
 
 def _timestep_dtype(timestep: int | float, x: Tensor) -> torch.dtype:
