@@ -1,9 +1,9 @@
 r"""How large rounding errors are for Gaussian values: the expected square, not a bound and not a typical ratio.
 
-:attr:`diffparam.FloatFormat.rms` is the rms *relative* error of a log-uniform significand. The energy of the error itself weighs
-large values more: for a log-uniform significand :math:`E[e^2]/E[u^2] = \epsilon^2\ln 2/18`, 8 per cent less in rms; for a Gaussian
-it follows from how its mass falls into binades. Subnormals, and formats so coarse that the density changes within one of their
-cells, are covered too.
+:attr:`diffparam.FloatFormat.rms` is the rms *relative* error of a log-uniform significand. The energy of the error itself
+weighs large values more: for a log-uniform significand :math:`E[e^2]/E[u^2] = \epsilon^2\ln 2/18`, 8 per cent less in rms; for
+a Gaussian it follows from how its mass falls into binades. Subnormals, and formats so coarse that the density changes within
+one of their cells, are covered too.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _second_moment(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, s
 
 
 def relative_rounding(fmt: str | FloatFormat, mode: RoundingMode = "nearest") -> float:
-    r"""Energy-weighted relative error sqrt(E[e^2]/E[u^2]) of a log-uniform significand: :math:`\epsilon\sqrt{\ln 2/18}` to nearest."""
+    r"""Energy-weighted relative error of a log-uniform significand: :math:`\epsilon\sqrt{\ln 2/18}` to nearest."""
     fmt = parse_format(fmt)
     _require_mode(mode)
     return float(check_number(fmt.machine_epsilon, "machine_epsilon") * np.sqrt(_PER_CELL[mode] * 2 * np.log(2) / 3))

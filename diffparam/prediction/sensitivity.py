@@ -1,8 +1,8 @@
 r"""How large output and state are along a run, and what an error made there does to the final sample.
 
-For Gaussian data the ideal network is linear, :math:`u_k = K_k x_k`, and so is every planned update: one forward recursion gives
-the second moments, one backward recursion the gains. For any other model one reverse pass through a float64 run gives the same
-numbers (:func:`trace_sensitivity`).
+For Gaussian data the ideal network is linear, :math:`u_k = K_k x_k`, and so is every planned update: one forward recursion
+gives the second moments, one backward recursion the gains. For any other model one reverse pass through a float64 run gives the
+same numbers (:func:`trace_sensitivity`).
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def gaussian_sensitivity(plan: Plan, sigma_data: float = 1.0) -> Sensitivity:
 def moments_sensitivity(plan: Plan, moments: OutputMoments) -> Sensitivity:
     r"""From second moments at each call's ``phi_t``, measured or known, each a number or an array ``(calls,)``.
 
-    The network is replaced by its linear regression on the state, :math:`\hat v = (E[x_t\hat v]/E[x_t^2])\,x_t`, plus a residual of
-    the remaining energy: exact for Gaussian data, a model of how errors travel for any other.
+    The network is replaced by its linear regression on the state, :math:`\hat v = (E[x_t\hat v]/E[x_t^2])\,x_t`, plus a
+    residual of the remaining energy: exact for Gaussian data, a model of how errors travel for any other.
     """
     x_sq, x_v, v_sq = (
         np.broadcast_to(np.asarray(m, np.float64), (len(plan),)) for m in (moments.x_sq, moments.x_v, moments.v_sq)
@@ -133,8 +133,9 @@ def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray) -> Sensitiv
 def trace_sensitivity(model: Model, plan: Plan, x_init: Tensor, generator: torch.Generator | None = None) -> Sensitivity:
     r"""From one float64 run of any differentiable model and one reverse pass through it.
 
-    With :math:`\zeta` standard normal, the gradient :math:`\lambda` of :math:`\zeta\cdot x_{\mathrm{final}}` with respect to an output
-    has :math:`E[\lambda_i^2] = \sum_j J_{ji}^2`: its mean square is the squared gain of an independent error, and the mean of
+    With :math:`\zeta` standard normal, the gradient :math:`\lambda` of :math:`\zeta\cdot x_{\mathrm{final}}` with respect to an
+    output has :math:`E[\lambda_i^2] = \sum_j J_{ji}^2`: its mean square is the squared gain of an independent error, and the
+    mean of
     :math:`\lambda_i^2u_i^2` that of a relative one. The run's activations are held in memory; a few hundred samples are enough.
 
     Args:
@@ -161,12 +162,17 @@ def trace_sensitivity(model: Model, plan: Plan, x_init: Tensor, generator: torch
         zeta = torch.randn(x.shape, generator=generator, dtype=torch.float64, device=x.device)
         gradients = torch.autograd.grad((zeta * x).sum(), bumps)
     to_u, to_x = gradients[0::2], gradients[1::2]
+    output_sq, input_sq, memory_sq, state_sq, change_sq = np.array(sizes).T
     return Sensitivity(
-        *np.array(sizes).T,
+        output_sq,
+        input_sq,
+        memory_sq,
+        state_sq,
+        change_sq,
         output_gain=_rms(to_u),
         state_gain=_rms(to_x),
         relative_gain=_rms([g * u for g, u in zip(to_u, outputs, strict=True)]),
-        final_sq=sizes[-1][3],
+        final_sq=float(state_sq[-1]),
     )
 
 

@@ -12,8 +12,8 @@ from diffparam.errors import UnknownName
 from diffparam.parameterization import AngularParam
 from diffparam.schedule import Schedule
 from diffparam.solvers.ddim import ddim_coefficients
-from diffparam.solvers.step import StepCoefficients
 from diffparam.solvers.plan import Plan, legs_downwards, make_plan
+from diffparam.solvers.step import StepCoefficients
 
 Variance = Literal["posterior", "upper"]
 VARIANCES = ("posterior", "upper")

@@ -6,9 +6,8 @@ DDIM step towards :math:`D = \hat x_t + \frac{h}{2h'}(\hat x_t - \hat x_{t'})` i
 .. math:: x_s = \underbrace{x_s^{\mathrm{DDIM}}}_{\text{eq. 14}} + g\,(\hat x_t - \hat x_{t'}),
           \qquad g = \frac{h}{2h'}\,\frac{\sin(\phi_t-\phi_s)}{\sin\phi_t}
 
-Both parts go straight from u. The memory is the last :math:`\hat x`, so an error of one output enters two updates: its own with
-the gain of eq. 18 plus g times that of x0, and the next with minus the next g times that of x0. At h = h' the second is half the
-first's x0 part; the two partly cancel.
+Both parts go straight from u. The memory is the last :math:`\hat x`, so an error of one output enters two updates: its own
+with the gain of eq. 18 plus g times that of x0, and the next with minus the next g times that of x0; the two partly cancel.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from diffparam.angle import rebase_gains, sin_difference
 from diffparam.parameterization import AngularParam
 from diffparam.schedule import Schedule
 from diffparam.solvers.ddim import ddim_coefficients
-from diffparam.solvers.step import StepCoefficients
 from diffparam.solvers.plan import Plan, legs_downwards, make_plan
+from diffparam.solvers.step import StepCoefficients
 
 
 def plan_dpm_solver(schedule: Schedule, *, param: AngularParam, lower_order_final: bool = True, final_phi: float = 0.0) -> Plan:

@@ -1,14 +1,15 @@
 r"""Heun's method on Karras' ODE (EDM, Karras et al. 2022, algorithm 1) in angular form.
 
-The ODE :math:`dx_\sigma/d\sigma = \hat\varepsilon` at :math:`\sigma = \tan\phi`, :math:`x_\sigma = x_t/\cos\phi`. Its Euler step is
-the DDIM step; the corrector averages the slopes at both ends:
+The ODE :math:`dx_\sigma/d\sigma = \hat\varepsilon` at :math:`\sigma = \tan\phi`, :math:`x_\sigma = x_t/\cos\phi`. Its Euler
+step is the DDIM step; the corrector averages the slopes at both ends:
 
-.. math:: x_s = \cos\phi_s\left(\frac{x_t}{\cos\phi_t} + \frac{\sigma_s-\sigma_t}{2}\,(\hat\varepsilon_t + \hat\varepsilon_s')\right)
+.. math::
+    x_s = \cos\phi_s\left(\frac{x_t}{\cos\phi_t} + \frac{\sigma_s-\sigma_t}{2}\,(\hat\varepsilon_t + \hat\varepsilon_s')\right)
 
 As two planned calls: the first makes the Euler point and puts everything of the corrector that is known into the memory, the
-second evaluates there and adds the rest. An error of the first output enters three times: through the Euler point, through the
-state part of the second slope, and through the first slope, with half weight each for the slopes. The error of the second enters
-with half the gain of an eps step.
+second evaluates there and adds the rest. An error of the first output enters three times: through the Euler point into the
+second evaluation, through the state part of the second slope, and through the first slope, the slopes with half weight each.
+The error of the second output enters with half the gain of its eps_hat.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def sample(
     """Run any solver's plan: :func:`plan_ddim`, :func:`plan_ddpm`, :func:`plan_dpm_solver`, :func:`plan_heun`.
 
     Args:
-        model: ``model(x_t, t)`` with ``x_t`` like ``x_init`` and ``t`` of shape ``(batch,)``; its output may be of another dtype
-            (bf16) than the state.
+        model: ``model(x_t, t)`` with ``x_t`` like ``x_init`` and ``t`` of shape ``(batch,)``; its output may be of another
+            dtype (bf16) than the state.
         x_init: The state at the plan's first angle in its convention, ``(batch, *event)``; sets dtype and device.
         plan: The run.
         generator: Source of all random numbers, on the device of ``x_init``.

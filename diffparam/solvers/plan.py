@@ -83,6 +83,12 @@ class Plan:
         """Whether any update adds noise."""
         return bool(np.any(self.noise))
 
+    def __iter__(self) -> Iterator[PlannedStep]:
+        return self.steps()
+
+    def __getitem__(self, index: int) -> PlannedStep:
+        return list(self.steps())[index]
+
     def steps(self) -> Iterator[PlannedStep]:
         """The updates one by one, as Python numbers."""
         columns = (self.gain_u, self.gain_x, self.noise, self.gain_m, self.memory_u, self.memory_x)

@@ -1,0 +1,138 @@
+"""What the sums of a budget do not say: unsafe steps, lost updates, repeated roundings, collisions, overflow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffparam.error_model import ErrorModel, RoundingError
+from diffparam.prediction.sensitivity import Sensitivity
+from diffparam.prediction.sources import rounded
+from diffparam.rounding import FloatFormat, parse_format
+from diffparam.rounding_energy import overflow_probability, rounding_energy
+from diffparam.solvers.plan import Plan
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something the sums alone do not say.
+
+    Attributes:
+        kind: ``unsafe``, ``collision``, ``off_grid``, ``stagnation``, ``correlation``, ``overflow`` or ``large``.
+        timestep: Where it begins; None where it is not about one.
+        reason: In words, with numbers.
+    """
+
+    kind: str
+    timestep: float | None
+    reason: str
+
+
+def unsafe_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel, tolerance: float) -> list[Flag]:
+    """Calls at which the output's error costs more than ``tolerance`` of the target's variance in v-space (eq. 27)."""
+    floor = plan.param.condition_number(plan.phi_t) ** 2 * error.energy(sizes.output_sq) / plan.param.r_at(plan.phi_t) ** 2
+    bad = np.flatnonzero(np.broadcast_to(floor, (len(plan),)) > tolerance)
+    if not len(bad):
+        return []
+    at = int(bad[np.argmax(floor[bad])])
+    kappa = np.broadcast_to(plan.param.condition_number(plan.phi_t), (len(plan),))[at]
+    return [
+        Flag(
+            "unsafe",
+            float(plan.timestep[at]),
+            f"{len(bad)} of {len(plan)} calls: kappa reaches {kappa:.3g} at timestep {plan.timestep[at]:g}, where the "
+            f"output's error alone adds {floor[at]:.2g} to the v-space loss (tolerance {tolerance:g})",
+        )
+    ]
+
+
+def correlation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:
+    """Outputs that move so little that their roundings repeat."""
+    if not isinstance(error, RoundingError) or error.mode != "nearest" or sizes.output_amplitude is None or len(plan) < 2:
+        return []
+    move = (
+        np.abs(np.diff(sizes.output_amplitude)) / np.abs(sizes.output_amplitude[:-1]) / parse_format(error.fmt).machine_epsilon
+    )
+    slow = np.flatnonzero(move < 0.5)
+    if not len(slow):
+        return []
+    return [
+        Flag(
+            "correlation",
+            float(plan.timestep[slow[0]]),
+            f"the output moves by less than half a unit in the last place at {len(slow)} of {len(plan) - 1} steps, so its "
+            "roundings repeat: errors add up instead of averaging out (the prediction counts them so)",
+        )
+    ]
+
+
+def stagnation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:
+    """Updates that a rounded state loses."""
+    if not isinstance(error, RoundingError) or error.mode == "stochastic":
+        return []
+    lost = np.flatnonzero(np.sqrt(sizes.change_sq) < _half_ulp(sizes, error))
+    if not len(lost):
+        return []
+    return [
+        Flag(
+            "stagnation",
+            float(plan.timestep[lost[0]]),
+            f"{len(lost)} of {len(plan)} updates are smaller than half a unit in the last place of the stored state, which "
+            "loses them: take fewer steps, a wider state, stochastic rounding or a compensated state; sums of independent "
+            "roundings do not describe this",
+        )
+    ]
+
+
+def overflow_flags(plan: Plan, mean_square: np.ndarray, error: ErrorModel, what: str) -> list[Flag]:
+    """Values beyond the largest of the format; Gaussian tails below 1e-9 are let pass."""
+    if not isinstance(error, RoundingError):
+        return []
+    fmt = parse_format(error.fmt)
+    share = overflow_probability(fmt, mean_square)
+    at = int(np.argmax(share))
+    if share[at] < 1e-9:
+        return []
+    reason = f"a share of {share[at]:.2g} of {what}'s values is beyond {fmt.max:g}, the largest of {fmt.name}; scale it down"
+    return [Flag("overflow", float(plan.timestep[at]), reason)]
+
+
+def timestep_flags(plan: Plan, fmt: FloatFormat) -> list[Flag]:
+    """Timesteps that a format cannot tell apart, or moves."""
+    distinct, told = np.unique(plan.timestep), rounded(np.unique(plan.timestep).astype(np.float64), fmt)
+    flags = []
+    groups = len(np.unique(told))
+    if groups < len(distinct):
+        first = float(distinct[np.flatnonzero(np.diff(told) == 0)[0]])
+        reason = f"{len(distinct)} timesteps become {groups} in {fmt.name}, the first pair at {first:g}: pass them in float32"
+        flags.append(Flag("collision", first, reason))
+    moved = np.flatnonzero(told != distinct)
+    if len(moved):
+        worst = moved[np.argmax(np.abs(told - distinct)[moved])]
+        reason = f"{len(moved)} of {len(distinct)} timesteps are moved by {fmt.name}, {distinct[worst]:g} to {told[worst]:g}"
+        flags.append(Flag("off_grid", float(distinct[worst]), reason))
+    return flags
+
+
+def large_flags(relative: float) -> list[Flag]:
+    """A prediction that says itself that it is not small."""
+    if relative < 0.3:
+        return []
+    reason = (
+        f"the predicted error is {relative:.2g} of the sample: first-order sums are rough there, and the result is lost anyway"
+    )
+    return [Flag("large", None, reason)]
+
+
+def useful_steps(sizes: Sensitivity, error: ErrorModel) -> float:
+    """Length of the path in half units in the last place of the state."""
+    if not isinstance(error, RoundingError):
+        return math.inf
+    half = _half_ulp(sizes, error)
+    return float((np.sqrt(sizes.change_sq) / half).sum())
+
+
+def _half_ulp(sizes: Sensitivity, error: RoundingError) -> np.ndarray:
+    return np.sqrt(3.0 * rounding_energy(parse_format(error.fmt), sizes.state_sq))
