@@ -28,6 +28,8 @@ from diffparam.error_model import ErrorModel, RoundingError
 from diffparam.prediction.flags import (
     Flag,
     correlation_flags,
+    grid_flags,
+    heavy_tail_flags,
     large_flags,
     overflow_flags,
     stagnation_flags,
@@ -155,7 +157,7 @@ def predict_error(
         flags += unsafe_flags(plan, sizes, on_output, tolerance) + overflow_flags(
             plan, sizes.output_sq, on_output, "the output"
         )
-        flags += correlation_flags(plan, sizes, on_output)
+        flags += correlation_flags(plan, sizes, on_output) + grid_flags(plan, sizes, on_output) + heavy_tail_flags(sizes)
     if arithmetic is not None:
         fmt = parse_format(arithmetic)
         sources += [arithmetic_source(plan, sizes, fmt), coefficient_source(plan, sizes, fmt)]

@@ -20,7 +20,8 @@ class Flag:
     """Something the sums alone do not say.
 
     Attributes:
-        kind: ``unsafe``, ``collision``, ``off_grid``, ``stagnation``, ``correlation``, ``overflow`` or ``large``.
+        kind: ``unsafe``, ``collision``, ``off_grid``, ``stagnation``, ``correlation``, ``grid``, ``heavy_tail``,
+            ``overflow`` or ``large``.
         timestep: Where it begins; None where it is not about one.
         reason: In words, with numbers.
     """
@@ -49,23 +50,50 @@ def unsafe_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel, tolerance: f
 
 
 def correlation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:
-    """Outputs that move so little that their roundings repeat."""
-    if not isinstance(error, RoundingError) or error.mode != "nearest" or sizes.output_amplitude is None or len(plan) < 2:
+    """Outputs that move by less than a unit in the last place from call to call, so that their roundings repeat."""
+    if not isinstance(error, RoundingError) or error.mode == "stochastic":
         return []
-    move = (
-        np.abs(np.diff(sizes.output_amplitude)) / np.abs(sizes.output_amplitude[:-1]) / parse_format(error.fmt).machine_epsilon
-    )
-    slow = np.flatnonzero(move < 0.5)
+    unit = np.sqrt(12.0 * rounding_energy(parse_format(error.fmt), sizes.output_sq))
+    slow = np.flatnonzero(np.sqrt(sizes.output_change_sq) < unit)
     if not len(slow):
         return []
     return [
         Flag(
             "correlation",
             float(plan.timestep[slow[0]]),
-            f"the output moves by less than half a unit in the last place at {len(slow)} of {len(plan) - 1} steps, so its "
-            "roundings repeat: errors add up instead of averaging out (the prediction counts them so)",
+            f"the output moves by less than a unit in the last place at {len(slow)} of {len(plan) - 1} steps, so its roundings "
+            "repeat or cancel; where the network is linear the prediction knows how, elsewhere it takes them as independent",
         )
     ]
+
+
+def grid_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:
+    """A last update that is nothing but the rounded output: the sample itself lies on the format's grid."""
+    if not isinstance(error, RoundingError):
+        return []
+    unit = math.sqrt(12.0 * rounding_energy(parse_format(error.fmt), float(sizes.output_sq[-1]))) * abs(float(plan.gain_u[-1]))
+    if unit == 0 or abs(float(plan.gain_x[-1])) * math.sqrt(float(sizes.input_sq[-1])) > unit:
+        return []
+    reason = (
+        "the last update is the rounded output, so the sample lies on its format's grid and the last rounding depends on the "
+        "ones before: independent errors are a rough model there"
+    )
+    return [Flag("grid", float(plan.timestep[-1]), reason)]
+
+
+def heavy_tail_flags(sizes: Sensitivity) -> list[Flag]:
+    """Traced gains that a few samples carry."""
+    if sizes.effective_samples >= _ENOUGH:
+        return []
+    reason = (
+        f"the traced gains rest on {sizes.effective_samples:.0f} samples: some trajectories are far more sensitive than others "
+        "(they pass between modes of the data), and first-order means say little about them; trace more samples"
+    )
+    return [Flag("heavy_tail", None, reason)]
+
+
+_ENOUGH = 50
+"""Samples whose mean square is known to about 20 per cent."""
 
 
 def stagnation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:

@@ -7,8 +7,10 @@ same numbers (:func:`trace_sensitivity`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from diffparam._checks import check_number, check_sample
 from diffparam.angle import sin_difference
+from diffparam.error_model import ErrorModel
 from diffparam.prediction.step import OutputMoments
 from diffparam.solvers.loop import Model, timestep_tensor
 from diffparam.solvers.plan import Plan
@@ -33,12 +36,17 @@ class Sensitivity:
         memory_sq: E[m^2] of the memory its update reads.
         state_sq: E[x^2] of the state after the update.
         change_sq: E[(x_after - x_before)^2].
+        output_change_sq: E[(u - previous u)^2]; infinite for the first call.
         output_gain: Final sample per independent error of u; signed where the run is linear, else an rms.
         state_gain: The same per error of the state after the update.
         relative_gain: Rms of the final sample per relative error of u.
         final_sq: E[x^2] of the final sample.
         output_amplitude: U with u_k = U_k z for one standard normal z, in a linear run without noise; else None.
         input_amplitude: The same of the state that a call sees.
+        emulated: Rms of the final sample per call for the very values that ``emulated_error`` met; None unless asked for.
+        emulated_error: The error model that was emulated.
+        effective_samples: Samples that carry the traced gains, (sum s)^2 / sum s^2; few where some trajectories are far more
+            sensitive than others.
     """
 
     output_sq: np.ndarray
@@ -46,12 +54,16 @@ class Sensitivity:
     memory_sq: np.ndarray
     state_sq: np.ndarray
     change_sq: np.ndarray
+    output_change_sq: np.ndarray
     output_gain: np.ndarray
     state_gain: np.ndarray
     relative_gain: np.ndarray
     final_sq: float
     output_amplitude: np.ndarray | None = None
     input_amplitude: np.ndarray | None = None
+    emulated: np.ndarray | None = None
+    emulated_error: ErrorModel | None = None
+    effective_samples: float = math.inf
 
 
 def gaussian_sensitivity(plan: Plan, sigma_data: float = 1.0) -> Sensitivity:
@@ -96,8 +108,10 @@ def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray) -> Sensitiv
     initial = float(np.broadcast_to(plan.state.scale(plan.phi_t), (len(plan),))[0])
     xx, xm, mm, x, m = initial**2, 0.0, 0.0, initial, 0.0
     rows = []
+    output_change = math.inf
     for i in range(len(plan)):
         jx, jm, r, before = a[i] + b[i] * k[i], p[i] + q[i] * k[i], extra[i], (xx, mm, x)
+        xm_before = xm
         change = (jx - 1) ** 2 * xx + c[i] ** 2 * mm + 2 * (jx - 1) * c[i] * xm + noise_sq[i] + b[i] ** 2 * r
         xx, xm, mm = (
             jx * jx * xx + c[i] * c[i] * mm + 2 * jx * c[i] * xm + noise_sq[i] + b[i] * b[i] * r,
@@ -105,8 +119,11 @@ def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray) -> Sensitiv
             jm * jm * xx + q[i] * q[i] * r,
         )
         x, m = jx * x + c[i] * m, jm * x
-        rows.append((*before, xx, change))
-    input_sq, memory_sq, amplitude, state_sq, change_sq = np.array(rows).T
+        rows.append((*before, xx, change, output_change))
+        if i + 1 < len(plan):
+            cross = jx * before[0] + c[i] * xm_before
+            output_change = k[i + 1] ** 2 * xx + k[i] ** 2 * before[0] - 2 * k[i] * k[i + 1] * cross + r + extra[i + 1]
+    input_sq, memory_sq, amplitude, state_sq, change_sq, output_change_sq = np.array(rows).T
     gx, gm = 1.0, 0.0
     gains = []
     for i in range(len(plan) - 1, -1, -1):
@@ -121,6 +138,7 @@ def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray) -> Sensitiv
         memory_sq,
         state_sq,
         np.maximum(change_sq, 0.0),
+        np.maximum(output_change_sq, 0.0),
         output_gain,
         state_gain,
         relative_gain=np.abs(output_gain) * np.sqrt(output_sq),
@@ -130,7 +148,14 @@ def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray) -> Sensitiv
     )
 
 
-def trace_sensitivity(model: Model, plan: Plan, x_init: Tensor, generator: torch.Generator | None = None) -> Sensitivity:
+def trace_sensitivity(
+    model: Model,
+    plan: Plan,
+    x_init: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    emulate: ErrorModel | None = None,
+) -> Sensitivity:
     r"""From one float64 run of any differentiable model and one reverse pass through it.
 
     With :math:`\zeta` standard normal, the gradient :math:`\lambda` of :math:`\zeta\cdot x_{\mathrm{final}}` with respect to an
@@ -143,6 +168,8 @@ def trace_sensitivity(model: Model, plan: Plan, x_init: Tensor, generator: torch
         plan: The run.
         x_init: Noise ``(batch, *event)``.
         generator: Source of the plan's noise and of zeta, on the device of ``x_init``.
+        emulate: An error model to apply to the outputs as they come: exact where they lie on a grid or in few places, so that
+            no law of significands describes them.
     """
     x = check_sample(x_init, "x_init").detach().double()
     memory: Tensor | None = None
@@ -162,6 +189,8 @@ def trace_sensitivity(model: Model, plan: Plan, x_init: Tensor, generator: torch
         zeta = torch.randn(x.shape, generator=generator, dtype=torch.float64, device=x.device)
         gradients = torch.autograd.grad((zeta * x).sum(), bumps)
     to_u, to_x = gradients[0::2], gradients[1::2]
+    relative = [g * u for g, u in zip(to_u, outputs, strict=True)]
+    per_sample = sum(r.square().flatten(1).sum(1) for r in relative)
     output_sq, input_sq, memory_sq, state_sq, change_sq = np.array(sizes).T
     return Sensitivity(
         output_sq,
@@ -169,10 +198,16 @@ def trace_sensitivity(model: Model, plan: Plan, x_init: Tensor, generator: torch
         memory_sq,
         state_sq,
         change_sq,
+        np.array([math.inf, *(_mean_square(b - a) for a, b in pairwise(outputs))]),
         output_gain=_rms(to_u),
         state_gain=_rms(to_x),
-        relative_gain=_rms([g * u for g, u in zip(to_u, outputs, strict=True)]),
+        relative_gain=_rms(relative),
         final_sq=float(state_sq[-1]),
+        emulated=None
+        if emulate is None
+        else _rms([g * (emulate.apply(u, generator) - u) for g, u in zip(to_u, outputs, strict=True)]),
+        emulated_error=emulate,
+        effective_samples=float(per_sample.sum() ** 2 / per_sample.square().sum().clamp(min=1e-300)),
     )
 
 

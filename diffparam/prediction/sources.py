@@ -13,6 +13,7 @@ import torch
 
 from diffparam.error_model import ErrorModel, RoundingError
 from diffparam.guidance import guidance_error_gain
+from diffparam.network_error import NetworkError
 from diffparam.prediction.correlation import correlated_energy
 from diffparam.prediction.sensitivity import Sensitivity, gaussian_output_per_input
 from diffparam.rounding import FloatFormat, parse_format, round_to
@@ -60,6 +61,8 @@ def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: f
     spread, both = guidance_error_gain(guidance), abs(guidance) + abs(guidance - 1.0)
     rms = np.sqrt(error.energy(sizes.output_sq)) * spread
     final = rms * _gain(sizes, error)
+    if sizes.emulated is not None and sizes.emulated_error == error:
+        final = sizes.emulated * spread
     predicted = root_sum_square(final)
     if isinstance(error, RoundingError) and error.mode == "nearest" and sizes.output_amplitude is not None:
         fmt = parse_format(error.fmt)
@@ -72,11 +75,14 @@ def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: f
 
 
 def _gain(sizes: Sensitivity, error: ErrorModel) -> np.ndarray:
-    """Gain of the output's error: of one that is independent of the output's size, or of one that grows with it."""
-    if error.scales_with_value:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(sizes.output_sq > 0, sizes.relative_gain / np.sqrt(sizes.output_sq), np.abs(sizes.output_gain))
-    return np.abs(sizes.output_gain)
+    """Gain of the output's error: of one that is independent of the output's size, of one that grows with it, or of a mixture."""
+    fixed = np.abs(sizes.output_gain)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(sizes.output_sq > 0, sizes.relative_gain / np.sqrt(sizes.output_sq), fixed)
+    if isinstance(error, NetworkError):
+        share = error.relative_share(sizes.output_sq)
+        return np.sqrt(share * relative**2 + (1.0 - share) * fixed**2)
+    return relative if error.scales_with_value else fixed
 
 
 def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> SourceError:
