@@ -100,7 +100,7 @@ def check_finite(value: Tensor, name: str, remedy: str) -> None:
     """Refuse NaN and infinity; skipped where ``value`` has no numbers to read."""
     if is_traced(value):
         return
-    total = value.sum(dtype=torch.float32 if value.dtype.itemsize < 4 else None).item()
+    total = (value.sum() if value.dtype.itemsize >= 4 else value.sum(dtype=torch.float32)).item()
     if not math.isfinite(total) and not bool(torch.isfinite(value).all()):  # the sum alone may overflow
         bad = (~torch.isfinite(value.detach())).sum().item()
         raise NonFiniteError(f"{name} must be finite, but {bad} of its {value.numel()} values are NaN or infinite; {remedy}")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from diffparam.errors import SingularParameterization
 
@@ -96,6 +97,6 @@ def is_traced(value: object) -> bool:
     """
     if not isinstance(value, Tensor):
         return False
-    if torch.compiler.is_compiling() or value.is_meta:
+    if is_compiling() or value.is_meta:
         return True
     return torch._C._functorch.is_functorch_wrapped_tensor(value)

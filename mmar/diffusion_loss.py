@@ -52,6 +52,8 @@ def diffusion_loss(
         weight: Weight per timestep index of the schedule ``(len(schedule),)``; 1 by default (eq. 8).
         generator: CPU source of timesteps and noise, so that arms with one seed see the same draws on any device.
     """
+    if timesteps_per_token < 1:
+        raise ValueError(f"timesteps_per_token must be at least 1, got {timesteps_per_token}; 4 is MAR's choice")
     tokens, z = tokens.repeat_interleave(timesteps_per_token, 0), z.repeat_interleave(timesteps_per_token, 0)
     rows, device = tokens.shape[0], tokens.device
     index = torch.randint(len(schedule), (rows,), generator=generator)  # (rows,)

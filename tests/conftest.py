@@ -8,6 +8,7 @@ from hypothesis import settings
 
 settings.register_profile("repository", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("repository")
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 
 @pytest.fixture

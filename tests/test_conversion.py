@@ -139,8 +139,8 @@ def test_a_flipped_sign_is_carried_along(a, b, phi, seed):
     assume(regular(phi, a, b) and is_regular(a, phi, floor=1e-2))
     u, x_t = samples(seed, 6)
     straight = convert(u, x_t, phi, source=a, target=b)
-    # psi + pi is rounded by 2^-51 at most (2^-50 beyond 8), which sin(theta) >= 1e-2 amplifies twice: once in each gain.
-    bound = 2.0**-50 * 1e4 * b.r_at(phi) * (u.abs() / a.r_at(phi) + x_t.abs())
+    # psi + pi is rounded by 2^-51 at most (2^-50 beyond 8), which 1/sin(theta) amplifies twice: once in each gain.
+    bound = 2.0**-49 / a.sin_theta(phi) ** 2 * b.r_at(phi) * (u.abs() / a.r_at(phi) + x_t.abs())
     assert_within(convert(-u, x_t, phi, source=-a, target=b), straight, bound)
     assert_within(convert(u, x_t, phi, source=a, target=-b), -straight, bound)
     # Negative control: forgetting the sign moves the result by twice what u contributes.
@@ -165,7 +165,7 @@ def test_an_angle_per_batch_item(a, b, angles, seed):
     for i, angle in enumerate(angles):
         alone = convert(u[i], x_t[i], angle, source=a, target=b)
         # psi from torch, numpy and math may differ by 2^-50, amplified twice by 1/sin(theta).
-        bound = 2.0**-49 * 1e4 * b.r_at(angle) * (u[i].abs() / a.r_at(angle) + x_t[i].abs())
+        bound = 2.0**-49 / a.sin_theta(angle) ** 2 * b.r_at(angle) * (u[i].abs() / a.r_at(angle) + x_t[i].abs())
         assert_within(batched[i], alone, bound)
         assert_within(arrays[i], alone, bound)
 

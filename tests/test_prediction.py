@@ -80,7 +80,7 @@ def test_predicted_over_measured_is_one(param: AngularParam, schedule: Schedule,
     """
     data = GaussianMixture.gaussian(sigma_data)
     for phi_t in pick(schedule):
-        phi_s = 0.9 * phi_t
+        phi_s = 0.4 * phi_t  # far enough that a sine is not its angle
         x_t = states(data, phi_t)
         u = data.output(x_t, phi_t, param=param)
         clean = ddim_step(u, x_t, phi_t, phi_s, param=param)
