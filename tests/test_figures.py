@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffparam import EPSILON, FLOW, SCORE, X0, AngularParam, Schedule, V, ddim_coefficients
-from paper_figures import figure4, kappa, style
+from experiments.record import read_record
+from paper_figures import figure3a, figure4, kappa, style
 
 SCRIPTS = Path(style.__file__).parent
 DRAWN = {  # stem: size in inches of the default picture, None for what follows from the data
+    "figure3a": (style.TEXT_WIDTH, 5.4),
     "figure4": (style.TEXT_WIDTH, None),
     "kappa": (style.COLUMN_WIDTH, 4.9),
 }
@@ -188,3 +190,27 @@ def test_a_tolerance_that_nothing_meets_is_left_unmarked(cosine: Schedule) -> No
     with style.applied():
         below = kappa.draw(data).axes[1]
     assert len([line for line in below.lines if line.get_marker() == style.look("epsilon").marker]) == 1
+
+
+# -- figure 3A --------------------------------------------------------------------------------------------------------
+
+
+def test_figure_3a_shows_the_record() -> None:
+    """Panel a: the difference of the two losses; panel d: the paper's line and the measured points."""
+    record = read_record("eps_vs_v-cpu")
+    a, _, _, d = figure3a.draw(record).axes
+    lines = {line.get_label(): line.get_ydata() for line in a.get_lines()}
+    curves = record["results"]["curves"]
+    gap = (np.array(curves["eps_mixed"]["loss_bf16"]) - np.array(curves["v_mixed"]["loss_bf16"])).mean(0)
+    np.testing.assert_allclose(lines[r"difference $\epsilon - v$"], np.where(gap > 0, gap, np.nan))
+    alpha_bar = Schedule.cosine(1000).alpha_bar[record["results"]["timesteps"]].numpy()
+    drawn = {line.get_label(): line for line in d.get_lines()}
+    theory = drawn[r"eq. 27, $\delta = 1/128$"]
+    np.testing.assert_allclose(theory.get_xdata(), 1 / alpha_bar)
+    np.testing.assert_allclose(theory.get_ydata(), 1 / (128**2 * alpha_bar), rtol=1e-5)  # the record has six digits
+    np.testing.assert_allclose(drawn["measured"].get_ydata(), np.mean(curves["eps_mixed"]["direct"], axis=0))
+
+
+def test_a_missing_record_names_the_command() -> None:
+    with pytest.raises(FileNotFoundError, match=r"python experiments/eps_vs_v\.py --preset gpu"):
+        figure3a.main(["--record", "eps_vs_v-gpu"])
