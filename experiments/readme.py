@@ -68,6 +68,40 @@ def samples() -> str:
     return _table(["arm", *(f"from t = {t}" for t in starts.values())], rows)
 
 
+def safe() -> str:
+    """What the report says, what is predicted for the trained head, what it does."""
+    rows = []
+    for row in read_record("safe_in_bf16-cpu")["results"]["rows"]:
+        name = {"v": "v", "eps": "ε"}[row["head"]]
+        verdict = f"{_g(row['report']['relative'])}, {'safe' if row['report']['safe'] else 'unsafe'}"
+        cells = [f"{name} from t = {row['start']}", verdict]
+        for kind in ("output", "network"):
+            part = row[kind]
+            cells += [_g(part["predicted"]), _g(part["measured"]), _g(part["ratio"]["mean"])]
+        rows.append(cells)
+    three = ["predicted", "measured", "ratio"]
+    return _table(["head", "report", *(f"output rounded: {t}" for t in three), *(f"all in bf16: {t}" for t in three)], rows)
+
+
+def check() -> str:
+    """Predicted against measured over all cases."""
+    groups = read_record("prediction_check-cpu")["results"]["groups"]
+    rows = []
+    for name, v in groups.items():
+        span = [_span(v[key]) for key in ("one_step", "final", "flagged_final")]
+        within = "" if v["final_within"] is None else f"{100 * v['final_within']:.0f} %"
+        rows.append([name, v["cases"], span[0], v["unflagged"], span[1], within, span[2]])
+    header = ["data, format", "cases", "one call: range (median)", "unflagged", "final: range (median)", "within 10 %", "flagged: range (median)"]
+    return _table(header, rows)
+
+
+def _span(values: Sequence[float | None] | None) -> str:
+    if values is None:
+        return ""
+    low, middle, high = ("∞" if v is None else _g(v) for v in values)
+    return f"{low} to {high} ({middle})"
+
+
 def speed() -> str:
     """Ratios of the sampler's step, its coefficients' accuracy, and training in bf16."""
     results = read_record("benchmarks-cpu")["results"]
@@ -88,7 +122,7 @@ def speed() -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {"gap": gap, "predictions": predictions, "samples": samples, "speed": speed}
+BLOCKS: Mapping[str, Callable[[], str]] = {"gap": gap, "predictions": predictions, "samples": samples, "speed": speed, "safe": safe, "check": check}
 
 
 def rewritten(text: str) -> str:
