@@ -13,7 +13,7 @@ from torch import Tensor
 from diffparam._checks import check_number
 from diffparam.errors import UnknownName
 from diffparam.rounding import BFLOAT16, FloatFormat, RoundingMode, _require_mode, parse_format, relative_error, round_to
-from diffparam.rounding_energy import relative_rounding, rounding_energy
+from diffparam.rounding_energy import compensated_energy, rounding_energy
 
 Law = Literal["constant", "uniform", "gaussian", "rademacher"]
 LAWS = ("constant", "uniform", "gaussian", "rademacher")
@@ -90,7 +90,7 @@ class RelativeError:
         elif self.law == "uniform":
             xi = (2.0 * torch.rand(value.shape, **options) - 1.0) * math.sqrt(3.0)
         else:
-            xi = torch.where(torch.rand(value.shape, **options) < 0.5, -1.0, 1.0)
+            xi = 1.0 - 2.0 * (torch.rand(value.shape, **options) < 0.5).to(dtype)
         return (value * (1.0 + self.rms * xi)).to(value.dtype)
 
 
@@ -186,13 +186,13 @@ class CompensatedRounding:
 
     @property
     def rms(self) -> float:
-        """The square of one rounding's, of a value uniform in its cell."""
-        return parse_format(self.fmt).rms * relative_rounding(parse_format(self.fmt))
+        """One rounding's times that of its remainder, which is uniform in a cell: the machine epsilon over sqrt 28."""
+        fmt = parse_format(self.fmt)
+        return fmt.rms * fmt.machine_epsilon / math.sqrt(28.0)
 
     def energy(self, mean_square: Any) -> Any:
-        """That of the first rounding, times the relative energy of the second."""
-        fmt = parse_format(self.fmt)
-        return rounding_energy(fmt, mean_square) * relative_rounding(fmt) ** 2
+        """:func:`diffparam.rounding_energy.compensated_energy`."""
+        return compensated_energy(parse_format(self.fmt), mean_square)
 
     def bound(self, mean_square: Any) -> Any:
         """The square of the format's largest relative error, plus that of a subnormal."""

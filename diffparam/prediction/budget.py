@@ -10,9 +10,10 @@ Each source puts an error :math:`e_k` into call k; later steps multiply it by th
 Between the first two lies what a slowly moving output does: successive roundings correlate once u moves by less than a unit in
 the last place a step, by a factor that is known (:func:`sawtooth_correlation`).
 
-The probabilistic bound is that of Higham & Mary (2019) in its Azuma-Hoeffding form: errors that are bounded by :math:`b_k` and
-of zero mean given the earlier ones stay below :math:`\lambda\sqrt{\sum g_k^2b_k^2}` with probability at least
-:math:`1-2e^{-\lambda^2/2}` per element.
+The probabilistic bound is that of Higham & Mary (2019) in its Azuma-Hoeffding form: errors that are bounded by :math:`|z|b_k`
+and of zero mean given the earlier ones exceed :math:`\lambda\sqrt{\sum g_k^2b_k^2}` with probability at most
+:math:`2e^{-\lambda^2/2z^2}`. Elements are not all of rms size: over a standard normal z the mean of that is
+:math:`2e^{-\lambda}`. Where successive roundings correlate, the root is multiplied by what that does to the rms.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy.special import ndtri
 
 from diffparam._checks import check_number
 from diffparam.error_model import ErrorModel, RoundingError
@@ -64,7 +67,7 @@ class ErrorBudget:
         plan: The run it speaks of.
         sources: By name.
         final_rms: Rms of the final sample itself.
-        bound: What one element's error exceeds with probability at most ``1 - confidence``; infinite for unbounded errors.
+        bound: What one Gaussian element's error exceeds with probability at most ``1 - confidence``; infinite for unbounded errors.
         confidence: Of ``bound``.
         useful_steps: Steps beyond which a mean update is smaller than half a unit in the last place of the state.
         flags: What else to know.
@@ -100,7 +103,9 @@ class ErrorBudget:
 
     @property
     def relative(self) -> float:
-        """``rms`` over ``final_rms``."""
+        """``rms`` over ``final_rms``; infinite where the final sample is zero and its error is not."""
+        if self.final_rms == 0:
+            return math.inf if self.rms else 0.0
         return self.rms / self.final_rms
 
     @property
@@ -142,12 +147,13 @@ def predict_error(
 
     Raises:
         TypeError: If ``data`` or a format is of another kind.
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, the plan has no calls, or ``timestep`` cannot hold its timesteps.
         UnknownName: For a format that is not known.
     """
     if check_number(confidence, "confidence", low=0.0, high=1.0) == 1.0:
         raise ValueError("confidence must be below 1, got 1; the bound that always holds is ErrorBudget.worst")
     tolerance = check_number(tolerance, "tolerance", low=0.0, open_low=True)
+    guidance = check_number(guidance, "guidance")
     sizes = _sensitivity(plan, data)
     on_output, on_state = as_error(output, "output"), as_error(state, "state")
     sources: list[SourceError] = []
@@ -158,24 +164,26 @@ def predict_error(
             plan, sizes.output_sq, on_output, "the output"
         )
         flags += correlation_flags(plan, sizes, on_output) + grid_flags(plan, sizes, on_output) + heavy_tail_flags(sizes)
-    if arithmetic is not None:
-        fmt = parse_format(arithmetic)
+    rounds = None if arithmetic is None else RoundingError(arithmetic)
+    if rounds is not None:
+        fmt = parse_format(rounds.fmt)
         sources += [arithmetic_source(plan, sizes, fmt), coefficient_source(plan, sizes, fmt)]
-    useful = math.inf
-    if on_state is not None:
-        useful = useful_steps(sizes, on_state)
-        flags += stagnation_flags(plan, sizes, on_state) + overflow_flags(plan, sizes.state_sq, on_state, "the state")
-        # a sum that is rounded to the state's own format is stored for nothing
-        if arithmetic is None or on_state != RoundingError(parse_format(arithmetic)):
-            sources.append(state_source(plan, sizes, on_state))
+    if on_state is not None and on_state != rounds:  # a sum that is rounded to the state's own format is stored for nothing
+        sources.append(state_source(plan, sizes, on_state))
+    stored = [error for error in (on_state, rounds) if error is not None]
+    useful = [useful_steps(sizes, error) for error in stored]
+    if stored:
+        coarsest = stored[int(np.argmin(useful))]
+        flags += stagnation_flags(plan, sizes, coarsest) + overflow_flags(plan, sizes.state_sq, coarsest, "the state")
     if timestep is not None:
         fmt = parse_format(timestep)
         flags += timestep_flags(plan, fmt)
-        if isinstance(data, (int, float)):
+        if not isinstance(data, (OutputMoments, Sensitivity)):
             sources.append(timestep_source(plan, sizes, fmt, float(data), training))
     by_name = {source.name: source for source in sources}
     final_rms = math.sqrt(sizes.final_sq)
-    budget = ErrorBudget(plan, by_name, final_rms, _azuma(sources, confidence), confidence, useful, tuple(flags))
+    bound = _probable_bound(sources, confidence)
+    budget = ErrorBudget(plan, by_name, final_rms, bound, confidence, min(useful, default=math.inf), tuple(flags))
     return replace(budget, flags=(*budget.flags, *large_flags(budget.relative)))
 
 
@@ -198,11 +206,13 @@ def _sensitivity(plan: Plan, data: Data) -> Sensitivity:
     return gaussian_sensitivity(plan, check_number(data, "data", low=0.0))
 
 
-def _azuma(sources: Sequence[SourceError], confidence: float) -> float:
-    """Zero-mean errors in quadrature, known ones (coefficients, timesteps) in full."""
-    squares = sum(float((s.bounds**2).sum()) for s in sources if s.name not in _KNOWN)
+def _probable_bound(sources: Sequence[SourceError], confidence: float) -> float:
+    """Zero-mean errors in quadrature, known ones (coefficients, timesteps) in full; each has half of the probability."""
+    half = (1.0 - confidence) / 2.0
+    random = [s for s in sources if s.name not in _KNOWN]
+    root = root_sum_square(max(s.predicted / s.independent, 1.0) * math.sqrt((s.bounds**2).sum()) for s in random if s.worst)
     known = sum(s.worst for s in sources if s.name in _KNOWN)
-    return math.sqrt(2.0 * math.log(2.0 / (1.0 - confidence)) * squares) + known
+    return math.log(2.0 / half) * root - float(ndtri(half / 2.0)) * known
 
 
 _KNOWN = ("coefficients", "timestep")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 def correlated_energy(signed: np.ndarray, amplitude: np.ndarray, machine_epsilon: float) -> float:
@@ -18,18 +19,22 @@ def correlated_energy(signed: np.ndarray, amplitude: np.ndarray, machine_epsilon
     :func:`sawtooth_correlation`. Here d is proportional to the value itself, :math:`d = |U_l/U_k - 1|\,m/\epsilon` with the
     significand m log-uniform in [1, 2).
     """
-    oriented = signed * np.sign(amplitude)
+    oriented, count = signed * np.sign(amplitude), len(signed)
     total = float((signed**2).sum())
-    for lag in range(1, len(signed)):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            move = np.abs(amplitude[lag:] / amplitude[:-lag] - 1.0) / machine_epsilon
-        move = np.where(np.isfinite(move), move, np.inf)
-        total += 2.0 * float((oriented[lag:] * oriented[:-lag] * sawtooth_correlation(move)).sum())
-        if move.min() > _FAR:
-            break
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.abs(1.0 / amplitude) / machine_epsilon
+        for start in range(1, count, _LAGS):  # a thousand operations on one lag each would cost more than the pairs do
+            later = np.append(amplitude[start:], np.full(_LAGS - 1, np.nan))
+            earlier = slice(0, count - start)
+            move = np.abs(sliding_window_view(later, _LAGS) - amplitude[earlier, None]) * inverse[earlier, None]
+            first, lag = np.nonzero(move < _FAR)  # false of nan: past the end, or where nothing is said
+            correlation = sawtooth_correlation(move[first, lag])
+            total += 2.0 * float((oriented[first] * oriented[first + start + lag] * correlation).sum())
     return max(total, 0.0)
 
 
+_LAGS = 64
+"""Lags that are treated at once."""
 _FAR = 4.0
 """Units in the last place beyond which roundings are independent."""
 

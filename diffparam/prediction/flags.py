@@ -9,7 +9,7 @@ import numpy as np
 
 from diffparam.error_model import ErrorModel, RoundingError
 from diffparam.prediction.sensitivity import Sensitivity
-from diffparam.prediction.sources import rounded
+from diffparam.prediction.sources import told_timesteps
 from diffparam.rounding import FloatFormat, parse_format
 from diffparam.rounding_energy import overflow_probability, rounding_energy
 from diffparam.solvers.plan import Plan
@@ -129,7 +129,8 @@ def overflow_flags(plan: Plan, mean_square: np.ndarray, error: ErrorModel, what:
 
 def timestep_flags(plan: Plan, fmt: FloatFormat) -> list[Flag]:
     """Timesteps that a format cannot tell apart, or moves."""
-    distinct, told = np.unique(plan.timestep), rounded(np.unique(plan.timestep).astype(np.float64), fmt)
+    distinct = np.unique(plan.timestep)
+    told = told_timesteps(distinct, fmt)
     flags = []
     groups = len(np.unique(told))
     if groups < len(distinct):

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_number, check_sample
+from diffparam._checks import check_finite, check_number, check_sample
 from diffparam.angle import sin_difference
 from diffparam.error_model import ErrorModel
+from diffparam.errors import NonFiniteError
 from diffparam.prediction.step import OutputMoments
 from diffparam.solvers.loop import Model, timestep_tensor
 from diffparam.solvers.plan import Plan
@@ -41,6 +42,8 @@ class Sensitivity:
         state_gain: The same per error of the state after the update.
         relative_gain: Rms of the final sample per relative error of u.
         final_sq: E[x^2] of the final sample.
+        input_memory: E[x m] of the state that a call sees and the memory that its update reads.
+        output_per_input: K with u = K x plus an independent rest of energy output_sq - K^2 input_sq; None if not linear.
         output_amplitude: U with u_k = U_k z for one standard normal z, in a linear run without noise; else None.
         input_amplitude: The same of the state that a call sees.
         emulated: Rms of the final sample per call for the very values that ``emulated_error`` met; None unless asked for.
@@ -59,20 +62,40 @@ class Sensitivity:
     state_gain: np.ndarray
     relative_gain: np.ndarray
     final_sq: float
+    input_memory: np.ndarray | None = None
+    output_per_input: np.ndarray | None = None
     output_amplitude: np.ndarray | None = None
     input_amplitude: np.ndarray | None = None
     emulated: np.ndarray | None = None
     emulated_error: ErrorModel | None = None
     effective_samples: float = math.inf
 
+    def __post_init__(self) -> None:
+        calls = len(self.output_sq)
+        for name in _PER_CALL:
+            value = getattr(self, name)
+            if value.shape != (calls,):
+                raise ValueError(f"{name} must have one entry per call ({calls}), got shape {value.shape}")
+            if not np.isfinite(value[1:] if name == "output_change_sq" else value).all():
+                raise NonFiniteError(f"{name} must be finite, got {value[~np.isfinite(value)][-1]}; the run itself overflows")
+
+
+_PER_CALL = (
+    *("output_sq", "input_sq", "memory_sq", "state_sq", "change_sq", "output_change_sq"),
+    *("output_gain", "state_gain", "relative_gain"),
+)
+
 
 def gaussian_sensitivity(plan: Plan, sigma_data: float = 1.0) -> Sensitivity:
     """Exact for zero-mean Gaussian data of standard deviation ``sigma_data`` and the discrete steps as planned.
 
-    The run starts from noise of unit variance in the variance-preserving state, as a sampler does.
+    A run downwards starts from noise of unit variance in the variance-preserving state, as a sampler does; an inversion from
+    the data at its first angle.
     """
+    _require_calls(plan)
     sigma_data = check_number(sigma_data, "sigma_data", low=0.0)
-    return _linear(plan, gaussian_output_per_input(plan, plan.phi_t, sigma_data), np.zeros(len(plan)))
+    start = OutputMoments.gaussian(float(plan.phi_t[0]), sigma_data=sigma_data).x_sq
+    return _linear(plan, gaussian_output_per_input(plan, plan.phi_t, sigma_data), np.zeros(len(plan)), start)
 
 
 def moments_sensitivity(plan: Plan, moments: OutputMoments) -> Sensitivity:
@@ -80,13 +103,25 @@ def moments_sensitivity(plan: Plan, moments: OutputMoments) -> Sensitivity:
 
     The network is replaced by its linear regression on the state, :math:`\hat v = (E[x_t\hat v]/E[x_t^2])\,x_t`, plus a
     residual of the remaining energy: exact for Gaussian data, a model of how errors travel for any other.
+
+    Raises:
+        NonFiniteError: If a moment is NaN or infinite.
+        ValueError: If E[x_t^2] is not positive, or E[x_t v]^2 exceeds E[x_t^2] E[v^2], which no samples have.
     """
-    x_sq, x_v, v_sq = (
-        np.broadcast_to(np.asarray(m, np.float64), (len(plan),)) for m in (moments.x_sq, moments.x_v, moments.v_sq)
-    )
+    _require_calls(plan)
+    x_sq, x_v, v_sq = (_moment(plan, moments, name) for name in ("x_sq", "x_v", "v_sq"))
+    if not (x_sq > 0).all():
+        raise ValueError(f"moments.x_sq must be positive, got {x_sq.min()!r}; it is the mean square of the state")
+    excess = x_v**2 - x_sq * v_sq
+    if (excess > 1e-6 * x_v**2).any():  # more than the rounding of moments summed in float32
+        at = int(np.argmax(excess))
+        raise ValueError(
+            f"moments.x_v**2 must not exceed x_sq * v_sq, got {x_v[at] ** 2:g} above {x_sq[at] * v_sq[at]:g} at call {at}; "
+            "take all three from the same samples (OutputMoments.measure)"
+        )
     psi, r = plan.param.psi_at(plan.phi_t), plan.param.r_at(plan.phi_t)
     residual = (r * sin_difference(psi, plan.phi_t)) ** 2 * np.maximum(v_sq - x_v**2 / x_sq, 0.0)
-    return _linear(plan, _output_per_input(plan, plan.phi_t, x_v / x_sq), residual)
+    return _linear(plan, _output_per_input(plan, plan.phi_t, x_v / x_sq), residual, float(x_sq[0]))
 
 
 def gaussian_output_per_input(plan: Plan, phi: np.ndarray, sigma_data: float) -> np.ndarray:
@@ -101,51 +136,85 @@ def _output_per_input(plan: Plan, phi: np.ndarray, v_per_x: Any) -> np.ndarray:
     return np.broadcast_to(r * (np.cos(psi - phi) + sin_difference(psi, phi) * v_per_x) / scale, phi.shape)
 
 
-def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray) -> Sensitivity:
+def _moment(plan: Plan, moments: OutputMoments, name: str) -> np.ndarray:
+    value = np.asarray(getattr(moments, name), dtype=np.float64)
+    if value.shape not in ((), (1,), (len(plan),)):
+        raise ValueError(f"moments.{name} must be a number or one per call ({len(plan)}), got shape {value.shape}")
+    if not np.isfinite(value).all():
+        raise NonFiniteError(f"moments.{name} must be finite, got {value[~np.isfinite(value)].flat[0]}")
+    return np.broadcast_to(value, (len(plan),))
+
+
+def _require_calls(plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}; make one with plan_ddim and its like")
+    if not len(plan):
+        raise ValueError("plan must have at least one network call, got none; final_phi is the schedule's last angle")
+
+
+def _linear(plan: Plan, per_input: np.ndarray, residual: np.ndarray, start_sq: float) -> Sensitivity:
     """Forward second moments and backward gains of the run with ``u = K x + independent residual``."""
-    a, b, c, p, q = (v.tolist() for v in (plan.gain_x, plan.gain_u, plan.gain_m, plan.memory_x, plan.memory_u))
-    noise_sq, k, extra = (plan.noise**2).tolist(), per_input.tolist(), residual.tolist()
-    initial = float(np.broadcast_to(plan.state.scale(plan.phi_t), (len(plan),))[0])
-    xx, xm, mm, x, m = initial**2, 0.0, 0.0, initial, 0.0
-    rows = []
-    output_change = math.inf
-    for i in range(len(plan)):
-        jx, jm, r, before = a[i] + b[i] * k[i], p[i] + q[i] * k[i], extra[i], (xx, mm, x)
-        xm_before = xm
-        change = (jx - 1) ** 2 * xx + c[i] ** 2 * mm + 2 * (jx - 1) * c[i] * xm + noise_sq[i] + b[i] ** 2 * r
+    to_x, to_m = state_factors(plan, per_input)
+    scale = float(np.broadcast_to(plan.state.scale(plan.phi_t), (len(plan),))[0])
+    start = scale * (math.sqrt(start_sq) if plan.phi_s[0] > plan.phi_t[0] else 1.0)
+    fresh = [plan.noise**2 + plan.gain_u**2 * residual, plan.gain_u * plan.memory_u * residual, plan.memory_u**2 * residual]
+    columns = [v.tolist() for v in (to_x, plan.gain_m, to_m, *fresh)]
+    xx, xm, mm, x, m = start**2, 0.0, 0.0, start, 0.0
+    rows = [(xx, xm, mm, x)]
+    for jx, c, jm, new_xx, new_xm, new_mm in zip(*columns, strict=True):
         xx, xm, mm = (
-            jx * jx * xx + c[i] * c[i] * mm + 2 * jx * c[i] * xm + noise_sq[i] + b[i] * b[i] * r,
-            jx * jm * xx + c[i] * jm * xm + b[i] * q[i] * r,
-            jm * jm * xx + q[i] * q[i] * r,
+            jx * jx * xx + 2 * jx * c * xm + c * c * mm + new_xx,
+            jx * jm * xx + c * jm * xm + new_xm,
+            jm * jm * xx + new_mm,
         )
-        x, m = jx * x + c[i] * m, jm * x
-        rows.append((*before, xx, change, output_change))
-        if i + 1 < len(plan):
-            cross = jx * before[0] + c[i] * xm_before
-            output_change = k[i + 1] ** 2 * xx + k[i] ** 2 * before[0] - 2 * k[i] * k[i + 1] * cross + r + extra[i + 1]
-    input_sq, memory_sq, amplitude, state_sq, change_sq, output_change_sq = np.array(rows).T
-    gx, gm = 1.0, 0.0
-    gains = []
-    for i in range(len(plan) - 1, -1, -1):
-        gains.append((b[i] * gx + q[i] * gm, gx))
-        gx, gm = (a[i] + b[i] * k[i]) * gx + (p[i] + q[i] * k[i]) * gm, c[i] * gx
-    output_gain, state_gain = np.array(gains[::-1]).T
+        x, m = jx * x + c * m, jm * x
+        rows.append((xx, xm, mm, x))
+    state_sq, input_memory, memory_sq, amplitude = np.array(rows).T
+    input_sq, input_memory, memory_sq, amplitude = state_sq[:-1], input_memory[:-1], memory_sq[:-1], amplitude[:-1]
     output_sq = per_input**2 * input_sq + residual
+    move = to_x - 1.0
+    change_sq = move**2 * input_sq + 2 * move * plan.gain_m * input_memory + plan.gain_m**2 * memory_sq + fresh[0]
+    output_with_next_input = per_input * (to_x * input_sq + plan.gain_m * input_memory) + plan.gain_u * residual
+    output_change_sq = output_sq[1:] + output_sq[:-1] - 2 * per_input[1:] * output_with_next_input[:-1]
+    state_gain = _state_gain(plan, to_x, to_m)
+    output_gain = plan.gain_u * state_gain + plan.memory_u * memory_gain(plan, state_gain)
     known = not (residual.any() or plan.is_stochastic)
     return Sensitivity(
         output_sq,
         input_sq,
         memory_sq,
-        state_sq,
+        state_sq[1:],
         np.maximum(change_sq, 0.0),
-        np.maximum(output_change_sq, 0.0),
+        np.array([math.inf, *np.maximum(output_change_sq, 0.0)]),
         output_gain,
         state_gain,
         relative_gain=np.abs(output_gain) * np.sqrt(output_sq),
-        final_sq=xx,
+        final_sq=float(state_sq[-1]),
+        input_memory=input_memory,
+        output_per_input=per_input,
         output_amplitude=per_input * amplitude if known else None,
         input_amplitude=amplitude if known else None,
     )
+
+
+def state_factors(plan: Plan, per_input: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a call of ``u = K x`` multiplies the state with: in the next state, and in the next memory."""
+    return plan.gain_x + plan.gain_u * per_input, plan.memory_x + plan.memory_u * per_input
+
+
+def memory_gain(plan: Plan, state_gain: np.ndarray) -> np.ndarray:
+    """Final sample per error of the memory after the update: it is read once, by the next."""
+    return np.append(plan.gain_m[1:] * state_gain[1:], 0.0)
+
+
+def _state_gain(plan: Plan, to_x: np.ndarray, to_m: np.ndarray) -> np.ndarray:
+    """Final sample per error of the state after each update, from the last one backwards."""
+    after, next_c, next_after = 1.0, 0.0, 0.0
+    gains = []
+    for jx, jm, c in zip(*(v[::-1].tolist() for v in (to_x, to_m, plan.gain_m)), strict=True):
+        gains.append(after)
+        after, next_c, next_after = jx * after + jm * next_c * next_after, c, after
+    return np.array(gains[::-1])
 
 
 def trace_sensitivity(
@@ -171,7 +240,9 @@ def trace_sensitivity(
         emulate: An error model to apply to the outputs as they come: exact where they lie on a grid or in few places, so that
             no law of significands describes them.
     """
+    _require_calls(plan)
     x = check_sample(x_init, "x_init").detach().double()
+    check_finite(x, "x_init", "draw it with torch.randn")
     memory: Tensor | None = None
     sizes: list[tuple[float, ...]] = []
     bumps: list[Tensor] = []
@@ -179,19 +250,20 @@ def trace_sensitivity(
     with torch.enable_grad():
         for step in plan.steps():
             bump_u, bump_x = (torch.zeros_like(x, requires_grad=True) for _ in range(2))
-            u = model(x, timestep_tensor(step.timestep, x)).double() + bump_u
+            u = _differentiable(model, x, step.timestep) + bump_u
             before, read = x, memory
             x, memory = advance(step.coefficients, u, x, memory, generator=generator)
             x = x + bump_x
-            sizes.append(tuple(_mean_square(v) for v in (u, before, read, x, x - before)))
+            together = 0.0 if read is None else (before * read).detach().mean().item()
+            sizes.append((*(_mean_square(v) for v in (u, before, read, x, x - before)), together))
             bumps += [bump_u, bump_x]
             outputs.append(u.detach())
+        check_finite(x, "the final sample", "run diffparam.sample with record=Trajectory() to see at which timestep it began")
         zeta = torch.randn(x.shape, generator=generator, dtype=torch.float64, device=x.device)
         gradients = torch.autograd.grad((zeta * x).sum(), bumps)
     to_u, to_x = gradients[0::2], gradients[1::2]
     relative = [g * u for g, u in zip(to_u, outputs, strict=True)]
-    per_sample = sum(r.square().flatten(1).sum(1) for r in relative)
-    output_sq, input_sq, memory_sq, state_sq, change_sq = np.array(sizes).T
+    output_sq, input_sq, memory_sq, state_sq, change_sq, input_memory = np.array(sizes).T
     return Sensitivity(
         output_sq,
         input_sq,
@@ -203,12 +275,32 @@ def trace_sensitivity(
         state_gain=_rms(to_x),
         relative_gain=_rms(relative),
         final_sq=float(state_sq[-1]),
+        input_memory=input_memory,
         emulated=None
         if emulate is None
         else _rms([g * (emulate.apply(u, generator) - u) for g, u in zip(to_u, outputs, strict=True)]),
         emulated_error=emulate,
-        effective_samples=float(per_sample.sum() ** 2 / per_sample.square().sum().clamp(min=1e-300)),
+        effective_samples=_effective(torch.stack([r.square().flatten(1).sum(1) for r in relative]).sum(0)),
     )
+
+
+def _differentiable(model: Model, x: Tensor, timestep: int | float) -> Tensor:
+    """The model's output, which must be a function of ``x`` that autograd can see."""
+    u = model(x, timestep_tensor(timestep, x))
+    if u.shape != x.shape:
+        raise ValueError(f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {timestep}")
+    if x.requires_grad and not u.requires_grad:
+        raise ValueError(
+            f"model must be differentiable, but its output at t = {timestep} has no gradient; "
+            "remove torch.no_grad, torch.inference_mode and .detach() from it"
+        )
+    return u.double()
+
+
+def _effective(per_sample: Tensor) -> float:
+    """(sum s)^2 / sum s^2; the number of samples where none has anything."""
+    share = per_sample / per_sample.max().clamp(min=1e-300)
+    return float(share.sum() ** 2 / share.square().sum()) if bool(share.any()) else float(len(share))
 
 
 def _mean_square(value: Tensor | None) -> float:

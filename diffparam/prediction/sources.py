@@ -11,15 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffparam.error_model import ErrorModel, RoundingError
+from diffparam.error_model import ErrorModel, RelativeError, RoundingError
+from diffparam.errors import NonFiniteError
 from diffparam.guidance import guidance_error_gain
 from diffparam.network_error import NetworkError
-from diffparam.prediction.correlation import correlated_energy
-from diffparam.prediction.sensitivity import Sensitivity, gaussian_output_per_input
+from diffparam.prediction.correlation import correlated_energy, sawtooth_correlation
+from diffparam.prediction.known import known_error
+from diffparam.prediction.sensitivity import Sensitivity, gaussian_output_per_input, memory_gain
 from diffparam.rounding import FloatFormat, parse_format, round_to
 from diffparam.rounding_energy import rounding_energy
 from diffparam.schedule import Schedule
 from diffparam.solvers.plan import Plan
+from diffparam.solvers.step import StepCoefficients
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +60,22 @@ class SourceError:
 
 
 def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: float) -> SourceError:
-    """Eq. 18 with the network's own output energy; both guidance branches err independently."""
+    """Eq. 18 with the network's own output energy; guidance branches err independently, unless all errors are one factor."""
     spread, both = guidance_error_gain(guidance), abs(guidance) + abs(guidance - 1.0)
+    bounds = error.bound(sizes.output_sq) * both * _gain(sizes, error)
+    if isinstance(error, RelativeError) and error.law == "constant":
+        factor = StepCoefficients(error.rms * plan.gain_u, 0.0, memory_u=error.rms * plan.memory_u)
+        step, final, predicted = known_error(plan, sizes, factor)
+        return SourceError("output", step, final, bounds, predicted)
     rms = np.sqrt(error.energy(sizes.output_sq)) * spread
     final = rms * _gain(sizes, error)
     if sizes.emulated is not None and sizes.emulated_error == error:
         final = sizes.emulated * spread
     predicted = root_sum_square(final)
     if isinstance(error, RoundingError) and error.mode == "nearest" and sizes.output_amplitude is not None:
-        fmt = parse_format(error.fmt)
-        predicted = math.sqrt(
-            correlated_energy(final * np.sign(sizes.output_gain), sizes.output_amplitude, fmt.machine_epsilon)
-        )
-    return SourceError(
-        "output", np.abs(plan.gain_u) * rms, final, error.bound(sizes.output_sq) * both * _gain(sizes, error), predicted
-    )
+        signed = final * np.sign(sizes.output_gain)
+        predicted = math.sqrt(correlated_energy(signed, sizes.output_amplitude, parse_format(error.fmt).machine_epsilon))
+    return SourceError("output", np.abs(plan.gain_u) * rms, final, bounds, predicted)
 
 
 def _gain(sizes: Sensitivity, error: ErrorModel) -> np.ndarray:
@@ -86,37 +90,60 @@ def _gain(sizes: Sensitivity, error: ErrorModel) -> np.ndarray:
 
 
 def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> SourceError:
-    """One rounding per product and per sum; sums of three or four terms have partial sums of about the final size."""
-    products = [
-        plan.gain_x**2 * sizes.input_sq,
-        plan.gain_u**2 * sizes.output_sq,
-        plan.gain_m**2 * sizes.memory_sq,
-        plan.noise**2,
-    ]
-    present = [p > 0 for p in products]
-    sums = np.sum(present, axis=0) - 1
-    energy = sum(rounding_energy(fmt, p) for p in products) + sums * rounding_energy(fmt, sizes.state_sq)
-    bound = sum(fmt.bound_of("nearest") * np.sqrt(p) for p in products) + sums * fmt.bound_of("nearest") * np.sqrt(
-        sizes.state_sq
-    )
-    final = np.abs(sizes.state_gain) * np.sqrt(energy)
-    return SourceError("arithmetic", np.sqrt(energy), final, np.abs(sizes.state_gain) * bound, root_sum_square(final))
+    """One rounding per product and per sum of the update and of the memory; a power of two times a stored value needs none."""
+    one = np.ones(len(plan))
+    values = (sizes.input_sq, sizes.output_sq, sizes.memory_sq, one, sizes.input_sq, sizes.output_sq)
+    gains = rounded(np.array([plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u]), fmt)
+    products = gains**2 * np.array(values)
+    stored = np.array([plan.phi_t != plan.phi_t[0], 0 * one, one, 0 * one, plan.phi_t != plan.phi_t[0], 0 * one], dtype=bool)
+    exact = stored & (np.abs(np.frexp(gains)[0]) == 0.5)
+    squares = np.concatenate([np.where(exact, 0.0, products), _sums(plan, sizes)])
+    energy, bound = rounding_energy(fmt, squares), np.where(squares > 0, RoundingError(fmt).bound(squares), 0.0)
+    in_state, in_memory = energy[[0, 1, 2, 3, 6, 7, 8]].sum(0), energy[[4, 5, 9]].sum(0)
+    if sizes.output_per_input is not None:  # the roundings of a x and of b u, which is b K x
+        in_state += _common(gains[0], gains[1] * sizes.output_per_input, energy[0], energy[1], fmt)
+        in_memory += _common(gains[4], gains[5] * sizes.output_per_input, energy[4], energy[5], fmt)
+    gain, to_memory = np.abs(sizes.state_gain), np.abs(memory_gain(plan, sizes.state_gain))
+    final = np.sqrt(gain**2 * in_state + to_memory**2 * in_memory)
+    bounds = gain * bound[[0, 1, 2, 3, 6, 7, 8]].sum(0) + to_memory * bound[[4, 5, 9]].sum(0)
+    return SourceError("arithmetic", np.sqrt(in_state), final, bounds, root_sum_square(final))
+
+
+def _sums(plan: Plan, sizes: Sensitivity) -> np.ndarray:
+    """Mean squares of ``a x + b u``, of that ``+ c m``, of that ``+ n z``, and of ``p x + q u``; 0 where nothing is added."""
+    before_noise = np.maximum(sizes.state_sq - plan.noise**2, 0.0)
+    first = before_noise
+    if sizes.output_per_input is not None:
+        k = sizes.output_per_input
+        residual = np.maximum(sizes.output_sq - k**2 * sizes.input_sq, 0.0)
+        without_memory = (plan.gain_x + plan.gain_u * k) ** 2 * sizes.input_sq + plan.gain_u**2 * residual
+        first = np.where(plan.gain_m == 0, before_noise, without_memory)
+    return np.array([
+        np.where((plan.gain_x != 0) & (plan.gain_u != 0), first, 0.0),
+        np.where(plan.gain_m != 0, before_noise, 0.0),
+        np.where(plan.noise != 0, sizes.state_sq, 0.0),
+        np.where((plan.memory_x != 0) & (plan.memory_u != 0), np.append(sizes.memory_sq[1:], 0.0), 0.0),
+    ])  # fmt: skip
+
+
+def _common(a: np.ndarray, b: np.ndarray, energy_a: np.ndarray, energy_b: np.ndarray, fmt: FloatFormat) -> np.ndarray:
+    """Twice E of the product of the roundings of a x and b x: they are those of two points of one sawtooth."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        move = np.abs(np.abs(b / a) - 1.0) / fmt.machine_epsilon
+    correlation = sawtooth_correlation(np.where(np.isfinite(move), move, np.inf))
+    return 2.0 * np.sign(a) * np.sign(b) * correlation * np.sqrt(energy_a * energy_b)
 
 
 def coefficient_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> SourceError:
     """The rounding of each coefficient is known: the same for every sample, so it moves the result and does not blur it."""
-    in_x, in_u, in_m = (_rounding_of(gain, fmt) for gain in (plan.gain_x, plan.gain_u, plan.gain_m))
-    sizes_rms = (np.sqrt(sizes.input_sq), np.sqrt(sizes.output_sq), np.sqrt(sizes.memory_sq))
-    bound = sum(np.abs(e) * rms for e, rms in zip((in_x, in_u, in_m), sizes_rms, strict=True))
-    if sizes.output_amplitude is None or plan.has_memory:
-        step = _norm(*(e * rms for e, rms in zip((in_x, in_u, in_m), sizes_rms, strict=True)))
-        final = np.abs(sizes.state_gain) * step
-        predicted = root_sum_square(final)
-    else:
-        signed = in_x * sizes.input_amplitude + in_u * sizes.output_amplitude
-        step, final = np.abs(signed), np.abs(sizes.state_gain * signed)
-        predicted = abs(float((sizes.state_gain * signed).sum()))
-    return SourceError("coefficients", step, final, np.abs(sizes.state_gain) * bound, predicted)
+    columns = (plan.gain_u, plan.gain_x, plan.noise, plan.gain_m, plan.memory_u, plan.memory_x)
+    change = StepCoefficients(*(rounded(column, fmt) - column for column in columns))
+    step, final, predicted = known_error(plan, sizes, change)
+    x, u, m = (np.sqrt(v) for v in (sizes.input_sq, sizes.output_sq, sizes.memory_sq))
+    in_state = np.abs(change.gain_x) * x + np.abs(change.gain_u) * u + np.abs(change.gain_m) * m + np.abs(change.noise)
+    in_memory = np.abs(change.memory_x) * x + np.abs(change.memory_u) * u
+    bounds = np.abs(sizes.state_gain) * in_state + np.abs(memory_gain(plan, sizes.state_gain)) * in_memory
+    return SourceError("coefficients", step, final, bounds, predicted)
 
 
 def state_source(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> SourceError:
@@ -131,32 +158,33 @@ def timestep_source(
     plan: Plan, sizes: Sensitivity, fmt: FloatFormat, sigma_data: float, training: Schedule | None
 ) -> SourceError:
     """The network answers for the angle of the timestep it is told; for Gaussian data the difference is known."""
-    told = rounded(plan.timestep.astype(np.float64), fmt)
+    told = told_timesteps(plan.timestep, fmt)
     table_t, table_phi = (plan.timestep, plan.phi_t) if training is None else (training.timesteps.numpy(), training.phi.numpy())
     order = np.argsort(table_t, kind="stable")
     phi = np.where(told == plan.timestep, plan.phi_t, np.interp(told, table_t[order], table_phi[order]))
     change = gaussian_output_per_input(plan, phi, sigma_data) - gaussian_output_per_input(plan, plan.phi_t, sigma_data)
-    step = np.abs(change * plan.gain_u) * np.sqrt(sizes.input_sq)
-    if sizes.input_amplitude is None:
-        final = np.abs(sizes.output_gain * change) * np.sqrt(sizes.input_sq)
-        predicted = root_sum_square(final)
-    else:
-        signed = sizes.output_gain * change * sizes.input_amplitude
-        final, predicted = np.abs(signed), abs(float(signed.sum()))
+    step, final, predicted = known_error(plan, sizes, StepCoefficients(0.0, 0.0), change)
     return SourceError("timestep", step, final, final, predicted)
+
+
+def told_timesteps(timestep: np.ndarray, fmt: FloatFormat) -> np.ndarray:
+    """Timesteps as the network is told them, float64.
+
+    Raises:
+        NonFiniteError: If the format has no such number.
+    """
+    told = rounded(timestep.astype(np.float64), fmt)
+    if not np.isfinite(told).all():
+        raise NonFiniteError(
+            f"timestep must be a format that holds {timestep[~np.isfinite(told)][0]:g}, got {fmt.name}, whose largest value is "
+            f"{fmt.max:g}; pass timesteps in float32"
+        )
+    return told
 
 
 def rounded(values: np.ndarray, fmt: FloatFormat) -> np.ndarray:
     """``values`` rounded to nearest, float64."""
     return round_to(torch.from_numpy(np.ascontiguousarray(values)), fmt).numpy()
-
-
-def _rounding_of(values: np.ndarray, fmt: FloatFormat) -> np.ndarray:
-    return rounded(values, fmt) - values
-
-
-def _norm(*parts: np.ndarray) -> np.ndarray:
-    return np.sqrt(sum(p**2 for p in parts))
 
 
 def root_sum_square(values: Iterable[float]) -> float:

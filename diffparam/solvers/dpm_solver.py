@@ -17,7 +17,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffparam._checks import check_number
 from diffparam.angle import rebase_gains, sin_difference
 from diffparam.parameterization import AngularParam
 from diffparam.schedule import Schedule
@@ -42,13 +41,12 @@ def plan_dpm_solver(schedule: Schedule, *, param: AngularParam, lower_order_fina
     Raises:
         SingularParameterization: If a step is singular; names its timestep.
     """
-    final_phi = check_number(final_phi, "final_phi", low=0.0, high=math.pi / 2)
 
     def coefficients(phi_t: np.ndarray, phi_s: np.ndarray) -> StepCoefficients:
         step = ddim_coefficients(phi_t, phi_s, param=param, state=schedule.state)
         ratio = _half_step_ratio(phi_t, phi_s)
         if final_phi == 0 or (lower_order_final and len(phi_t) < 15):
-            ratio[-1] = 0.0
+            ratio[-1:] = 0.0
         g = ratio * sin_difference(phi_t, phi_s) / np.sin(phi_t) * schedule.state.scale(phi_s)
         x0_u, x0_x = rebase_gains(phi_t, param.psi_at(phi_t), 0.0, name=param.name)
         x0_u, x0_x = x0_u / param.r_at(phi_t), x0_x / schedule.state.scale(phi_t)

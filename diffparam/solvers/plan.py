@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from diffparam._checks import check_number
-from diffparam.errors import SingularParameterization
+from diffparam._checks import check_number, check_phi
+from diffparam.errors import NonFiniteError, SingularParameterization
 from diffparam.parameterization import AngularParam
 from diffparam.schedule import Schedule
 from diffparam.solvers.step import StepCoefficients
@@ -67,6 +66,14 @@ class Plan:
     memory_u: np.ndarray
     memory_x: np.ndarray
 
+    def __post_init__(self) -> None:
+        for name in ("timestep", "phi_t", "phi_s", *_GAINS):
+            column = getattr(self, name)
+            if not isinstance(column, np.ndarray) or column.shape != (len(self.timestep),):
+                raise ValueError(f"{name} must be an array of one entry per call ({len(self.timestep)}), got {column!r}")
+            if not np.isfinite(column).all():
+                raise NonFiniteError(f"{name} must be finite, got {column[~np.isfinite(column)][0]}")
+
     def __len__(self) -> int:
         return len(self.timestep)
 
@@ -91,7 +98,7 @@ class Plan:
 
     def steps(self) -> Iterator[PlannedStep]:
         """The updates one by one, as Python numbers."""
-        columns = (self.gain_u, self.gain_x, self.noise, self.gain_m, self.memory_u, self.memory_x)
+        columns = (getattr(self, name) for name in _GAINS)
         for t, phi_t, phi_s, *gains in zip(
             *(c.tolist() for c in (self.timestep, self.phi_t, self.phi_s, *columns)), strict=True
         ):
@@ -100,6 +107,10 @@ class Plan:
     def scaled_noise(self, temperature: float) -> Plan:
         """The same run with its noise multiplied by ``temperature`` (MAR's sampling temperature)."""
         return replace(self, noise=self.noise * check_number(temperature, "temperature", low=0.0))
+
+
+_GAINS = ("gain_u", "gain_x", "noise", "gain_m", "memory_u", "memory_x")
+"""As :class:`diffparam.StepCoefficients` has them."""
 
 
 def make_plan(
@@ -125,16 +136,16 @@ def make_plan(
 
 def columns(step: StepCoefficients, count: int) -> list[np.ndarray]:
     """The fields of ``step`` in the order of :class:`Plan`, each as an array ``(count,)``."""
-    values: tuple[Any, ...] = (step.gain_u, step.gain_x, step.noise, step.gain_m, step.memory_u, step.memory_x)
-    return [np.array(np.broadcast_to(value, (count,)), dtype=np.float64) for value in values]
+    return [np.array(np.broadcast_to(getattr(step, name), (count,)), dtype=np.float64) for name in _GAINS]
 
 
 def legs_downwards(schedule: Schedule, final_phi: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``(timestep, phi_t, phi_s)`` from the last angle of the schedule to ``final_phi``.
 
     Raises:
-        ValueError: If ``final_phi`` is above the schedule.
+        ValueError: If ``final_phi`` is above the schedule or no angle.
     """
+    final_phi = float(check_phi(final_phi, "final_phi"))
     phi = schedule.phi.numpy()
     if final_phi > phi[-1]:
         raise ValueError(f"final_phi must not be above the schedule's last angle {phi[-1]!r}, got {final_phi!r}")

@@ -1,0 +1,60 @@
+"""The error of a network as an error model: its parts, its energy, one call and all calls."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from networks import mean_square
+
+from diffparam import ErrorModel
+from diffparam.errors import NonFiniteError
+from diffparam.network_error import NetworkError
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_injected_error_has_its_energy(dtype: torch.dtype, generator: torch.Generator) -> None:
+    error, value = NetworkError(0.1, 0.05), 2 * torch.randn(200_000, generator=generator).to(dtype)
+    moved = error.apply(value, generator)
+    assert moved.dtype is dtype
+    seen = mean_square(moved.double() - value.double())
+    # kurtosis below 9, N = 200000: standard error 0.6%; a bf16 result is rounded once more, by 1/603 of it: 3e-4 of the energy
+    assert error.energy(4.0) == pytest.approx(seen, rel=0.03)
+    small = value.double().abs() < 0.1
+    assert mean_square((moved.double() - value.double())[small]) == pytest.approx(0.05**2, rel=0.1)
+
+
+def test_an_error_of_each_call() -> None:
+    error = NetworkError(np.array([0.1, 0.2, 0.0]), [0.0, 0.3, 0.0])
+    np.testing.assert_allclose(error.energy(np.array([4.0, 1.0, 5.0])), [0.04, 0.13, 0.0])
+    np.testing.assert_allclose(error.energy(1.0), [0.01, 0.13, 0.0])
+    assert error.bound(1.0).tolist() == [math.inf, math.inf, 0.0]
+    np.testing.assert_allclose(error.relative_share(1.0), [1.0, 0.04 / 0.13, 1.0])
+    assert error.rms == pytest.approx(math.sqrt((0.01 + 0.13) / 3))
+    assert not error.scales_with_value
+    assert error.of_call(0).scales_with_value
+    one = error.of_call(1)
+    assert (len(error), len(one), one.is_per_call) == (3, 1, False)
+    assert one.energy(1.0) == pytest.approx(0.13)
+    assert one.bound(1.0) == math.inf
+    assert NetworkError(0.0).bound(1.0) == 0.0
+    assert isinstance(error, ErrorModel)
+    with pytest.raises(ValueError, match=r"of_call\(k\)"):
+        error.apply(torch.zeros(3))
+    with pytest.raises(ValueError, match="index"):
+        error.of_call(3)
+    with pytest.raises(ValueError, match="read-only"):
+        error.delta[0] = 1.0
+
+
+def test_an_error_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="same number of calls"):
+        NetworkError([0.1, 0.2], [0.1, 0.2, 0.3])
+    with pytest.raises(NonFiniteError, match="delta"):
+        NetworkError(math.nan)
+    with pytest.raises(ValueError, match="scale must be at least 0"):
+        NetworkError(0.1, [0.1, -0.1])
+    with pytest.raises(ValueError, match="delta must be a number or an array"):
+        NetworkError(np.zeros((2, 2)))
