@@ -140,8 +140,10 @@ def calibrate(
 
     A module is evaluated in both precisions in turn, in evaluation mode, without gradients, and is left exactly as it was,
     however this ends; its weights are held once more, in the precision that they are not in. The rounding of weights and inputs
-    to ``dtype`` is part of the error. Both evaluations see the same state of torch's random numbers, and leave it alone. Only
-    sums are kept: memory does not grow with the batches, but with the distinct timesteps where there are no ``edges``.
+    to ``dtype`` is part of the error; that of the weights is the same in each call of a run, where errors then add up, and is
+    absent if ``model`` has weights in ``dtype`` already. Both evaluations see the same state of torch's random numbers, and
+    leave it alone. Only sums are kept: memory does not grow with the batches, but with the distinct timesteps where there are
+    no ``edges``.
 
     Args:
         model: A module or any function ``model(x_t, t, ...)`` that returns a tensor ``(batch, ...)``.

@@ -200,6 +200,6 @@ class CompensatedRounding:
         return fmt.bound_of("nearest") ** 2 * np.sqrt(mean_square) + fmt.smallest_subnormal
 
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``high + low``, in the dtype of ``value``, which must hold both."""
+        """``high + low``, in the dtype of ``value``, which must hold both; what overflows ``fmt`` goes where ``fmt`` says."""
         high = round_to(value, self.fmt)
-        return high + round_to(value - high, self.fmt)
+        return torch.where(high.isfinite(), high + round_to(value - high, self.fmt), high)

@@ -350,13 +350,17 @@ def test_each_part_of_the_error_has_its_own_gain() -> None:
     np.testing.assert_allclose(additive, 0.02 * np.abs(sizes.output_gain), rtol=1e-12)
 
 
-def test_the_error_of_a_run_lies_between_the_two_sums() -> None:
+@pytest.mark.parametrize("rounded_before", [False, True])
+def test_the_errors_of_a_run_add_up_as_far_as_they_are_the_weights(rounded_before: bool) -> None:
     """The same network in bf16 and in float32 over a whole run.
 
-    Its errors are neither independent, for rounded weights are the same in each call, nor all of one sign.
+    Weights that are rounded are rounded alike in each call, and their errors add up: above the quadrature of independent ones,
+    below the sum of all with one sign. Of weights that are bf16 numbers only the activations round, nearly anew in each call.
     """
-    net, plan = seeded(Mlp), plan_ddim(SCHEDULE.respace(25), param=V)
-    low, x_init = copy.deepcopy(net).bfloat16(), torch.randn(256, 16, generator=torch.Generator().manual_seed(9))
+    net, plan = seeded(Mlp), plan_ddim(SCHEDULE.respace(50), param=V)
+    low = copy.deepcopy(net).bfloat16()
+    net = copy.deepcopy(low).float() if rounded_before else net
+    x_init = torch.randn(256, 16, generator=torch.Generator().manual_seed(9))
     states: list[tuple[Tensor, Tensor]] = []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -366,11 +370,14 @@ def test_the_error_of_a_run_lies_between_the_two_sums() -> None:
     with torch.no_grad():
         exact = sample(network, x_init, plan)
         rounded = sample(lambda x, t: low(x.bfloat16(), t).float(), x_init, plan)
-    wide = copy.deepcopy(net).double()
-    sizes = trace_sensitivity(wide, plan, x_init)
-    budget = predict_error(plan, sizes, output=calibrate(net, states).at(plan), arithmetic=None, state=None)
+    sizes = trace_sensitivity(copy.deepcopy(net).double(), plan, x_init)
+    error = calibrate(net, states, low=low).at(plan)
+    source = predict_error(plan, sizes, output=error, arithmetic=None, state=None).sources["output"]
     measured = math.sqrt(mean_square(rounded.double() - exact.double()))
-    assert budget.independent < measured < budget.correlated
+    if rounded_before:
+        assert 0.75 < source.independent / measured < 1.25
+    else:
+        assert 1.3 * source.independent < measured < source.correlated
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -285,8 +285,9 @@ def test_paths_that_lead_nowhere_get_one_line(tmp_path: Path) -> None:
     assert_refused("report", tmp_path / "loop.json", words="symbolic links")
     (tmp_path / "scheduler_config.json").symlink_to(tmp_path / "gone.json")
     assert_refused("report", tmp_path, words="No such file")
-    os.mkfifo(tmp_path / "pipe.json")
-    assert_refused("report", tmp_path / "pipe.json", words="regular file")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.json")
+        assert_refused("report", tmp_path / "pipe.json", words="regular file")
     assert_refused("report", "/dev/zero", words="regular file")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "scheduler_config.json").mkdir()
@@ -332,7 +333,8 @@ def assert_answered(status: int, out: str, err: str) -> None:
     else:
         assert status in (0, 1)
         assert err == ""
-        assert ("SAFE: " in out) and ("UNSAFE: " in out) == (status == 1)
+        assert "SAFE: " in out
+        assert ("UNSAFE: " in out) == (status == 1)
         assert "nan" not in out
 
 

@@ -80,6 +80,12 @@ def test_below_the_subnormals_two_numbers_are_no_better_than_one() -> None:
     assert CompensatedRounding("fp16").energy(std**2) == pytest.approx(rounding_energy("fp16", std**2))
 
 
+def test_overflow_of_the_first_number_is_an_infinity_and_not_the_difference_of_two() -> None:
+    value = torch.tensor([3.4e38, -math.inf, 1.0], dtype=torch.float64)
+    assert CompensatedRounding("bf16").apply(value).tolist() == [math.inf, -math.inf, 1.0]
+    assert CompensatedRounding("e4m3").apply(torch.tensor([500.0])).isnan().all()  # a format without infinities
+
+
 def test_a_bf16_state_that_stagnates_does_not_when_compensated() -> None:
     """1 + 1000 x 2^-10: each update is a quarter of bf16's half-spacing above 1, and a plain bf16 state loses every one."""
     step, plain, kept = 2.0**-10, torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import strategies as shared
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import strategies as shared
 from diffparam import (
     EPSILON,
     FLOW,
@@ -284,9 +284,8 @@ def test_samples_in_sigma_space_are_scaled(tmp_path: Path) -> None:
     done = convert_tensors(path, tmp_path / "b.safetensors", source=EPSILON, target=V, phi=phi, state=VE)
     expected = convert(tensors["u"], tensors["x_t"], phi, source=EPSILON, target=V)
     torch.testing.assert_close(load_file(done.path)["u"], expected, rtol=1e-14, atol=1e-14)
-    with pytest.raises(AssertionError):  # control: without the scale it is another result
-        done = convert_tensors(path, done.path, source=EPSILON, target=V, phi=phi, overwrite=True)
-        torch.testing.assert_close(load_file(done.path)["u"], expected, rtol=1e-3, atol=1e-3)
+    done = convert_tensors(path, done.path, source=EPSILON, target=V, phi=phi, overwrite=True)
+    assert (load_file(done.path)["u"] - expected).abs().max() > 0.1  # control: without the scale it is another result
 
 
 def test_there_and_back_is_the_start(tmp_path: Path) -> None:

@@ -123,15 +123,16 @@ def test_amax_scaling_is_exact_arithmetic(name: str, over: tuple[int, ...] | int
     assert not np.array_equal(got.numpy(), wrong)
 
 
-@pytest.mark.parametrize("factor", [1.0, 3.0, 0.7109375, None])
+@pytest.mark.parametrize("amax", [None, 1, 17, 21])
 @pytest.mark.parametrize("name", ELEMENTS)
-def test_ties_go_to_even_after_scaling_too(name: str, factor: float | None) -> None:
-    """Midpoints times a factor, beside the largest value times that factor; None makes that 1.
+def test_ties_go_to_even_after_scaling_too(name: str, amax: int | None) -> None:
+    """Midpoints, scaled so that the largest value becomes ``amax``; None leaves them.
 
-    Then the scale is inexact, and still some midpoints over it are float32 numbers: of e4m3 multiples of 7, over 448.
+    Then the scale is inexact, and still some midpoints over it are float32 numbers: of e4m3 multiples of 7, over 448. Dividing
+    by a rounded scale would miss such ties.
     """
     values = positive_values(name)
-    ratio = 1 / values[-1] if factor is None else Fraction(factor)
+    ratio = Fraction(1) if amax is None else amax / values[-1]
     middle = [m for m in ((a + b) / 2 * ratio for a, b in pairwise(values)) if Fraction(to_float32(m)) == m]
     assert middle
     x = np.array([*middle, *(-m for m in middle), values[-1] * ratio], np.float32)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import strategies as shared
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import strategies as shared
 from diffparam import (
     EPSILON,
     FLOW,
@@ -99,10 +99,10 @@ DATA = {
 @pytest.mark.parametrize("law", DATA)
 @pytest.mark.parametrize("param", [V, FLOW, EPSILON], ids=lambda p: p.name)
 def test_other_data_of_the_same_variance_err_about_as_predicted(param: AngularParam, law: str) -> None:
-    """Runs with rounded outputs against exact ones. Gaussian data: at most the prediction, and for epsilon, whose output is large
-    whatever the data, not less than a fraction of it. Rms over 8 x 2000 elements: a standard error below 2%. Between components
-    lies a watershed, where errors grow: a few samples end at the other of two points, twice its distance from 0 away, and are
-    counted apart; the rest may err twice as much.
+    """Runs with rounded outputs against exact ones. Gaussian data: at most the prediction, and for epsilon, whose output is
+    large whatever the data, not less than a fraction of it. Rms over 8 x 2000 elements: a standard error below 2%. Between
+    components lies a watershed, where errors grow: a few samples end at the other of two points, twice its distance from 0
+    away, and are counted apart; the rest may err twice as much.
     """
     found = assess(Run(SCALED, SCALED.respace(25), param))
     model = DATA[law].model(SCALED, param)
@@ -184,6 +184,14 @@ def test_each_kind_of_flag_is_enough_to_be_unsafe(kind: str) -> None:
 def test_flags_that_inform_do_not_make_it_unsafe(kind: str) -> None:
     row = replace(report(SCALED, "v").row, flags=(Flag(kind, 1.0, "because"),))
     assert not row.objections(0.01)
+
+
+def test_samples_that_move_are_not_said_to_stand_still() -> None:
+    """Gaussian data of unit variance do not move at all under v, and every rounded state would lose their updates. Real ones
+    move by sin(step) rms(v), in steps of pi/2/N: more than half a unit in the last place of bf16, at most 1/256, below N = 400.
+    """
+    kinds = [{flag.kind for flag in report(COSINE, "v", state="bf16", steps=steps).row.flags} for steps in (50, 200, 1000)]
+    assert ["stagnation" in found for found in kinds] == [False, False, True]
 
 
 def test_the_tolerance_is_where_it_says() -> None:
@@ -320,6 +328,15 @@ def followed(run: Run, advice: Advice) -> Run:
         else:
             run = replace(run, **{option: value})
     return run
+
+
+def test_of_two_that_are_as_good_the_better_known_is_advised() -> None:
+    """At unit variance the optimum is v; no network is trained for the name."""
+    for options in ({}, {"state": "bf16", "steps": 1000}):
+        advised = [advice.change["param"] for advice in report(COSINE, "epsilon", **options).advice if "param" in advice.change]
+        assert advised == ["v_prediction"]
+    (advised,) = [a.change["param"] for a in report(COSINE, "epsilon", sigma_data=4.0).advice if "param" in a.change]
+    assert advised == "optimal(4)"
 
 
 def test_two_changes_are_advised_where_one_is_not_enough() -> None:

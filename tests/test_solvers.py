@@ -365,7 +365,7 @@ def bf16_step(step: StepCoefficients, u: Tensor, x: Tensor, memory: Tensor | Non
         return out
 
     after = total(times(step.gain_x, x), times(step.gain_u, u), times(step.gain_m, memory), times(step.noise, z))
-    kept = memory
+    kept = None
     if step.memory_u or step.memory_x:
         kept = total(times(step.memory_x, x), times(step.memory_u, u))
     assert after.dtype is torch.bfloat16
@@ -410,14 +410,16 @@ def test_a_bf16_tensor_is_advanced_in_float32_and_rounded_once() -> None:
     assert torch.allclose(kept.double(), step.memory_x * x.double() + step.memory_u * u.double(), atol=1e-6)
 
 
-def test_a_step_without_memory_leaves_it_alone() -> None:
+def test_a_memory_lasts_one_step() -> None:
+    """What a step does not write is zero for the next, as in the formula of a plan: it is not what an earlier step wrote."""
     u, x, memory = (torch.ones(2, dtype=torch.float64) * k for k in (1, 2, 3))
-    after, kept = advance(StepCoefficients(0.5, 2.0), u, x, memory)
-    assert kept is memory
-    assert after.tolist() == [4.5, 4.5]
-    after, kept = advance_rounded(StepCoefficients(0.5, 2.0), u, x, memory, FINEST)
-    assert kept is memory
-    assert after.tolist() == [4.5, 4.5]
+    for update in (advance, lambda *args: advance_rounded(*args, FINEST)):
+        after, kept = update(StepCoefficients(0.5, 2.0), u, x, memory)
+        assert (after.tolist(), kept) == ([4.5, 4.5], None)
+        after, kept = update(StepCoefficients(0.5, 2.0, gain_m=10.0), u, x, memory)
+        assert (after.tolist(), kept) == ([34.5, 34.5], None)
+        after, kept = update(StepCoefficients(0.5, 2.0, gain_m=10.0, memory_u=1.0, memory_x=-1.0), u, x, None)
+        assert (after.tolist(), kept.tolist()) == ([4.5, 4.5], [-1.0, -1.0])
     nothing, _ = advance_rounded(StepCoefficients(0.0, 0.0), u, x, None, FINEST)
     assert nothing.tolist() == [0.0, 0.0]
 

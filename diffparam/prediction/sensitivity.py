@@ -111,7 +111,7 @@ def moments_sensitivity(plan: Plan, moments: OutputMoments) -> Sensitivity:
     _require_calls(plan)
     x_sq, x_v, v_sq = (_moment(plan, moments, name) for name in ("x_sq", "x_v", "v_sq"))
     if not (x_sq > 0).all():
-        raise ValueError(f"moments.x_sq must be positive, got {x_sq.min()!r}; it is the mean square of the state")
+        raise ValueError(f"moments.x_sq must be positive, got {x_sq.min():g}; it is the mean square of the state")
     excess = x_v**2 - x_sq * v_sq
     if (excess > 1e-6 * x_v**2).any():  # more than the rounding of moments summed in float32
         at = int(np.argmax(excess))

@@ -69,19 +69,18 @@ def apply_step(
 def advance(
     step: StepCoefficients, u: Tensor, x: Tensor, memory: Tensor | None, *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """One planned update without checks: the next state and the next memory (None while there is none).
+    """One planned update without checks: the next state and the next memory, None where the step writes none.
 
     Below float32 the memory is float32 and the state is rounded once.
     """
     if not (step.gain_m or step.memory_u or step.memory_x):
-        return apply_step(step, u, x, generator=generator), memory
+        return apply_step(step, u, x, generator=generator), None
     wide = x if x.dtype.itemsize >= 4 else x.float()
     x_next = apply_step(step, u, wide, generator=generator)
     if step.gain_m and memory is not None:
         x_next = torch.add(x_next, memory, alpha=step.gain_m)
-    if step.memory_u or step.memory_x:
-        memory = combine(step.memory_x, wide, step.memory_u, u)
-    return x_next.to(x.dtype), memory
+    kept = combine(step.memory_x, wide, step.memory_u, u) if step.memory_u or step.memory_x else None
+    return x_next.to(x.dtype), kept
 
 
 def advance_rounded(
@@ -108,5 +107,5 @@ def advance_rounded(
                 out = product if out is None else to.apply(out + product)
         return torch.zeros_like(x) if out is None else out
 
-    kept = total([(step.memory_x, x), (step.memory_u, u)]) if step.memory_u or step.memory_x else memory
+    kept = total([(step.memory_x, x), (step.memory_u, u)]) if step.memory_u or step.memory_x else None
     return total(terms), kept

@@ -131,8 +131,8 @@ def _exact(results: dict[str, Any]) -> str:
             rows.append([f"{output}, {run}", *quality, number(samples["moved"]), number(predicted)])
     header = ["output, run", "frechet, float32", "rms", "frechet, bf16", "rms", "moved", "predicted"]
     title = (
-        "Rounding alone: a perfect network of the training scans, its output rounded once; predicted for Gaussian data (here a\n"
-        "sample can fall to another scan, which moves it by about 1)"
+        "Rounding alone: a perfect network of the training scans, its output rounded once; predicted for Gaussian data\n"
+        "(here a sample can fall to another scan, which moves it by about 1)"
     )
     return render(title, header, rows)
 
