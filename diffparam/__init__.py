@@ -1,12 +1,14 @@
 """diffparam: what low precision does to diffusion models, from one identity in angles."""
 
 from diffparam.angle import rebase_gains
+from diffparam.calibration import Calibration, calibrate
 from diffparam.conversion import convert, loss_weight, predict_eps, predict_v, predict_x0
 from diffparam.error_model import AdditiveError, CompensatedRounding, ErrorModel, RelativeError, RoundingError
 from diffparam.errors import NonFiniteError, SingularParameterization, UnknownName
 from diffparam.guidance import guidance_error_gain, guide
 from diffparam.integrations.diffusers_config import param_from_config, schedule_from_config
 from diffparam.names import parse_parameterization
+from diffparam.network_error import NetworkError
 from diffparam.oracle import GaussianMixture
 from diffparam.parameterization import EPSILON, FLOW, SCORE, X0, AngularParam, V
 from diffparam.prediction.budget import ErrorBudget, predict_error
@@ -24,6 +26,7 @@ from diffparam.prediction.step import (
     step_error_rms,
     unit_step_error,
 )
+from diffparam.quantization import AmaxRounding, BlockRounding
 from diffparam.rounding import FORMATS, FloatFormat, parse_format, relative_error, round_to
 from diffparam.rounding_energy import overflow_probability, rounding_energy
 from diffparam.schedule import Schedule
@@ -48,13 +51,17 @@ __all__ = [
     "VP",
     "X0",
     "AdditiveError",
+    "AmaxRounding",
     "AngularParam",
+    "BlockRounding",
+    "Calibration",
     "CompensatedRounding",
     "ErrorBudget",
     "ErrorModel",
     "Flag",
     "FloatFormat",
     "GaussianMixture",
+    "NetworkError",
     "NonFiniteError",
     "OutputMoments",
     "Plan",
@@ -70,6 +77,7 @@ __all__ = [
     "UnknownName",
     "V",
     "apply_step",
+    "calibrate",
     "convert",
     "ddim_coefficients",
     "ddim_invert",

@@ -91,7 +91,8 @@ def check() -> str:
         span = [_span(v[key]) for key in ("one_step", "final", "flagged_final")]
         within = "" if v["final_within"] is None else f"{100 * v['final_within']:.0f} %"
         rows.append([name, v["cases"], span[0], v["unflagged"], span[1], within, span[2]])
-    header = ["data, format", "cases", "one call: range (median)", "unflagged", "final: range (median)", "within 10 %", "flagged: range (median)"]
+    ranges = [f"{what}: range (median)" for what in ("one call", "final", "flagged")]
+    header = ["data, format", "cases", ranges[0], "unflagged", ranges[1], "within 10 %", ranges[2]]
     return _table(header, rows)
 
 
@@ -122,7 +123,7 @@ def speed() -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {"gap": gap, "predictions": predictions, "samples": samples, "speed": speed, "safe": safe, "check": check}
+BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (gap, predictions, samples, safe, check, speed)}
 
 
 def rewritten(text: str) -> str:

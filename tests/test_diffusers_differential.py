@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -297,3 +298,12 @@ def test_a_whole_inversion_is_that_of_diffusers() -> None:
         told = torch.full((8,), t - 50)
         theirs = scheduler.step(model(theirs, told), t, theirs).prev_sample
     assert (ddim_invert(model, x, grid, param=V) - theirs).abs().max().item() < 20 * tolerance(float(grid.phi[0]), 1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "TCDScheduler"]
+)
+def test_a_sparse_config_means_the_defaults_of_its_class(name):
+    theirs = getattr(diffusers, name)().alphas_cumprod.double()
+    ours = schedule_from_config({"_class_name": name}).alpha_bar
+    assert torch.allclose(ours, theirs, rtol=1e-3)  # their table is a float32 product of a thousand factors

@@ -41,7 +41,7 @@ from diffparam.prediction.flags import Flag
 from diffparam.prediction.sensitivity import gaussian_output_per_input
 from diffparam.report import BadInput, Report, plot_report, report
 from diffparam.report.advice import Advice
-from diffparam.report.assess import SOURCES, UNSAFE_KINDS, assess, outspoken
+from diffparam.report.assess import SOURCES, assess, outspoken
 from diffparam.report.document import report_run
 from diffparam.report.run import Run
 from diffparam.report.scheduler import read_scheduler
@@ -154,6 +154,7 @@ def test_calibrated_errors_take_the_place_of_a_format(output: Any, words: str) -
 # -- safe -------------------------------------------------------------------------------------------------------------
 
 
+UNSAFE_KINDS = ("unsafe", "collision", "stagnation", "overflow", "large")
 UNSAFE_RUNS: dict[str, dict[str, Any]] = {
     "unsafe": {"schedule": COSINE, "param": "epsilon", "tolerance": 100.0},
     "large": {"schedule": COSINE, "param": "epsilon", "loss_tolerance": 1e9, "tolerance": 100.0},
@@ -350,8 +351,20 @@ def test_a_good_run_is_left_alone() -> None:
 
 def test_where_nothing_helps_it_says_so() -> None:
     found = report(SCALED, "v", tolerance=1e-9)
-    assert not any(advice.safe for advice in found.advice)
     assert not found.safe
+    assert [advice.change for advice in found.advice] == [{"output": "float32"}]  # far better, and not enough
+    assert not found.advice[0].safe
+    assert "still unsafe" in str(found)
+    found = report(SCALED, "v", output=None, tolerance=1e-9)
+    assert found.advice == ()
+    assert "No change" in str(found)
+
+
+def test_a_safe_run_near_the_tolerance_hears_of_what_halves_its_error() -> None:
+    found = report(SCALED, "sample", tolerance=0.01)
+    assert found.safe
+    assert [set(advice.change) for advice in found.advice] == [{"output"}, {"param"}]
+    assert all(advice.safe and 2 * advice.error <= found.row.error for advice in found.advice)
 
 
 def test_an_output_in_float32_is_no_cure_for_an_imperfect_network() -> None:

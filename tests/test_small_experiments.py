@@ -123,7 +123,7 @@ def plan_and_sizes(steps: int, sigma_data: float) -> tuple[Plan, Sensitivity]:
 def test_without_rounding_nothing_is_transported() -> None:
     plan, sizes = plan_and_sizes(50, 2.0)
     exact = RoundingError(FloatFormat("52 bits", 52, -1022, 1e308))
-    assert recursion.transported_error(plan, sizes, exact) < 50 * 2.0**-51 * math.sqrt(sizes.final_sq)
+    assert recursion.transported(plan, sizes, exact).rms_error() < 50 * 2.0**-51 * math.sqrt(sizes.final_sq)
 
 
 def test_where_every_update_is_lost_the_state_stays_after_its_first_rounding() -> None:
@@ -134,16 +134,16 @@ def test_where_every_update_is_lost_the_state_stays_after_its_first_rounding() -
     ratios = recursion.step_ratios(plan, sizes)
     assert np.abs(1.0 - ratios).max() < 2.0**-10
     expected = math.hypot(ratios[0] - ratios.prod(), math.sqrt(rounding_energy("bf16", ratios[0] ** 2)))
-    assert recursion.transported_error(plan, sizes, RoundingError("bf16")) == pytest.approx(expected, rel=5 / 64)
+    assert recursion.transported(plan, sizes, RoundingError("bf16")).rms_error() == pytest.approx(expected, rel=5 / 64)
 
 
 def test_the_recursion_refuses_what_it_does_not_know() -> None:
     plan, sizes = plan_and_sizes(10, 2.0)
     with pytest.raises(ValueError, match="stochastic"):
-        recursion.transported_error(plan, sizes, RoundingError("bf16", "stochastic"))
+        recursion.transported(plan, sizes, RoundingError("bf16", "stochastic"))
     noisy = plan_ddpm(SCHEDULE.respace(10), param=V)
     with pytest.raises(ValueError, match="linear"):
-        recursion.transported_error(noisy, gaussian_sensitivity(noisy, 2.0), RoundingError("bf16"))
+        recursion.transported(noisy, gaussian_sensitivity(noisy, 2.0), RoundingError("bf16"))
 
 
 def test_the_share_of_a_rounding_by_the_size_of_the_update() -> None:

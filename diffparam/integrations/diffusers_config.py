@@ -21,6 +21,14 @@ _BETA_CLASSES = (
 )  # fmt: skip
 _FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_OTHER_ENDS = {  # defaults that are not DDPM's
+    "HeunDiscreteScheduler": "linear",
+    "KDPM2AncestralDiscreteScheduler": "linear",
+    "KDPM2DiscreteScheduler": "linear",
+    "LCMScheduler": "scaled_linear",
+    "TCDScheduler": "scaled_linear",
+}
+"""Classes whose betas run from 0.00085 to 0.012 by default, and how."""
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -99,10 +107,12 @@ def _class_name(config: Mapping[str, Any]) -> str:
 def _beta_schedule(config: Mapping[str, Any], steps: int) -> Schedule:
     if config.get("trained_betas") is not None:
         return Schedule.from_betas(torch.as_tensor(config["trained_betas"], dtype=torch.float64), name="trained_betas")
-    kind = config.get("beta_schedule", "linear")
+    name = config.get("_class_name")
+    kind = config.get("beta_schedule", _OTHER_ENDS.get(name, "linear"))
     if kind == "squaredcos_cap_v2":
         return Schedule.cosine(steps)
     if kind not in _BETA_SCHEDULES:
         raise UnknownName("beta_schedule", kind, _BETA_SCHEDULES)
-    ends = {"beta_start": config.get("beta_start", 0.0001), "beta_end": config.get("beta_end", 0.02)}
+    start, end = (0.00085, 0.012) if name in _OTHER_ENDS else (0.0001, 0.02)
+    ends = {"beta_start": config.get("beta_start", start), "beta_end": config.get("beta_end", end)}
     return Schedule.linear(steps, **ends) if kind == "linear" else Schedule.scaled_linear(steps, **ends)

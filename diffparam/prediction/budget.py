@@ -67,7 +67,7 @@ class ErrorBudget:
         plan: The run it speaks of.
         sources: By name.
         final_rms: Rms of the final sample itself.
-        bound: What one Gaussian element's error exceeds with probability at most ``1 - confidence``; infinite for unbounded errors.
+        bound: What a Gaussian element's error exceeds with probability at most ``1 - confidence``; infinite for unbounded ones.
         confidence: Of ``bound``.
         useful_steps: Steps beyond which a mean update is smaller than half a unit in the last place of the state.
         flags: What else to know.

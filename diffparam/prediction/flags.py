@@ -92,8 +92,8 @@ def heavy_tail_flags(sizes: Sensitivity) -> list[Flag]:
     return [Flag("heavy_tail", None, reason)]
 
 
-_ENOUGH = 50
-"""Samples whose mean square is known to about 20 per cent."""
+_ENOUGH = 200
+"""Samples whose mean square is known to about ten per cent."""
 
 
 def stagnation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:

@@ -2,8 +2,8 @@ r"""Errors that are known: changed coefficients, a network that answers for anot
 
 They do not add in quadrature: what they do at one call has the sign of what they do at the next. In a linear run nothing is
 left to guess. Errors that are :math:`s_k x_k + q_k m_k` in the final sample sum up to
-:math:`R_0 x_0 + \sum_k R_{k+1} n_k z_k` with a row R carried backwards through the calls, and the starting noise :math:`x_0` and
-the fresh noises :math:`z_k` are independent.
+:math:`R_0 x_0 + \sum_k R_{k+1} n_k z_k` with a row R carried backwards through the calls, and the starting noise and the fresh
+noises :math:`z_k` are independent.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,20 +39,39 @@ def step_ratios(plan: Plan, sizes: Sensitivity) -> np.ndarray:
     return plan.gain_x + plan.gain_u * sizes.output_amplitude / sizes.input_amplitude
 
 
-def transported_error(
-    plan: Plan, sizes: Sensitivity, error: ErrorModel, *, per_octave: int = 512, target: float | None = None
-) -> float:
-    r"""Rms error of a linear run with a rounded state: the rounded recursion :math:`x_{k+1} = \mathrm{round}(J_k x_k)` itself.
+@dataclass(frozen=True, eq=False)
+class Transported:
+    """Final states of a rounded linear run, on quadrature nodes of its initial noise z > 0.
 
-    It starts from :math:`x_0 = A_0 z`; with :math:`z = 2^y` the mean over standard normal z is a midpoint rule in y.
+    Attributes:
+        z: Nodes, float64 ``(nodes,)``.
+        weight: Of each, for means over standard normal z.
+        final: The rounded run's end.
+        right: What it is per unit of z without rounding.
+    """
+
+    z: Tensor
+    weight: Tensor
+    final: Tensor
+    right: float
+
+    def rms_error(self, target: float | None = None) -> float:
+        """Rms distance from ``target`` z, by default from what the run gives without rounding."""
+        right = self.right if target is None else target
+        return math.sqrt(float((self.weight * (self.final - right * self.z) ** 2).sum()))
+
+
+def transported(plan: Plan, sizes: Sensitivity, error: ErrorModel, *, per_octave: int = 512) -> Transported:
+    r"""The rounded recursion :math:`x_{k+1} = \mathrm{round}(J_k x_k)` of a linear run from :math:`x_0 = A_0 z`.
+
+    With :math:`z = 2^y` the mean over standard normal z is a midpoint rule in y.
 
     Args:
         plan: A run without noise and memory.
         sizes: Of Gaussian data (:func:`diffparam.gaussian_sensitivity`).
         error: What storing the state does; not stochastic.
         per_octave: Nodes per factor of two of z. Where N roundings are as good as independent they are a sample of about four
-            octaves, so the result is known to ``1/sqrt(8 per_octave)``; where updates are lost, far better.
-        target: Final state per unit of z that counts as right; what the plan gives without rounding by default.
+            octaves, so the error is known to ``1/sqrt(8 per_octave)``; where updates are lost, far better.
 
     Raises:
         ValueError: If the run is not linear or the error is random.
@@ -66,8 +86,7 @@ def transported_error(
     x = initial * z
     for ratio in ratios:
         x = error.apply(ratio * x)
-    right = initial * math.prod(ratios) if target is None else target
-    return math.sqrt(float((weight * (x - right * z) ** 2).sum()))
+    return Transported(z, weight, x, initial * math.prod(ratios))
 
 
 def on_grid_error(sizes: Sensitivity, error: ErrorModel) -> float:
