@@ -304,6 +304,7 @@ def test_a_whole_inversion_is_that_of_diffusers() -> None:
     "name", ["DDIMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "TCDScheduler"]
 )
 def test_a_sparse_config_means_the_defaults_of_its_class(name):
+    name = f"{name}Scheduler"
     theirs = getattr(diffusers, name)().alphas_cumprod.double()
     ours = schedule_from_config({"_class_name": name}).alpha_bar
     assert torch.allclose(ours, theirs, rtol=1e-3)  # their table is a float32 product of a thousand factors

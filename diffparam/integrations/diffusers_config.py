@@ -107,7 +107,7 @@ def _class_name(config: Mapping[str, Any]) -> str:
 def _beta_schedule(config: Mapping[str, Any], steps: int) -> Schedule:
     if config.get("trained_betas") is not None:
         return Schedule.from_betas(torch.as_tensor(config["trained_betas"], dtype=torch.float64), name="trained_betas")
-    name = config.get("_class_name")
+    name = str(config.get("_class_name"))
     kind = config.get("beta_schedule", _OTHER_ENDS.get(name, "linear"))
     if kind == "squaredcos_cap_v2":
         return Schedule.cosine(steps)
