@@ -77,7 +77,10 @@ class RelativeError:
     def bound(self, mean_square: Any) -> Any:
         """Delta times the largest xi of the law, which a Gaussian has not."""
         largest = {"constant": 1.0, "rademacher": 1.0, "uniform": math.sqrt(3.0), "gaussian": math.inf}[self.law]
-        return self.rms * largest * np.sqrt(mean_square) if self.rms else 0.0 * np.sqrt(mean_square)
+        root = np.sqrt(mean_square)
+        if self.rms and math.isinf(largest):
+            return np.where(root > 0, math.inf, 0.0)[()]
+        return self.rms * largest * root if self.rms else 0.0 * root
 
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``value (1 + delta xi)``, xi drawn from ``generator`` (of the device of ``value``)."""

@@ -74,6 +74,7 @@ def _runs(ax: Axes, part: dict[str, Any]) -> None:
         points: dict[str, Any] = {"marker": marker, "markerfacecolor": "white", "linestyle": "none"}
         ax.plot(part["omega"], part[f"{name}_measured"], color=color, label=label, **points)
     ax.set_yscale("log")
+    ax.set_ylim(bottom=0.5 * min(part["nearest_measured"]))
     ax.set_yticks(ticks := _ticks(*ax.get_ylim()), [f"{tick:g}" for tick in ticks])
     _axes(ax, "c   final sample, v and DDIM", "rms error")
     ax.set_xlabel(r"guidance scale $\omega$")

@@ -43,7 +43,7 @@ def draw(record: dict[str, Any], data: str) -> Figure:
         raise ValueError(f"data must be in the record, got {data!r}; it has {', '.join(names)}")
     fig = style.figure(style.COLUMN_WIDTH, 6.4)
     a, b, c = fig.subplots(3, 1, sharex=True)
-    _errors(a, cases[f"{data}-ddim"], "a   DDIM, rounding of the state alone")
+    _errors(a, cases[f"{data}-ddim"], f"a   DDIM, bf16 state, {_words(data)}")
     _errors(b, cases[f"{data}-ddpm"], "b   DDPM, the same")
     _distance(c, cases[f"{data}-ddim"])
     b.sharey(a)
@@ -56,6 +56,11 @@ def draw(record: dict[str, Any], data: str) -> Figure:
     handles = [h for pair in zip(modes, [measured, *kinds], strict=True) for h in pair]
     fig.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.4, handlelength=2.0)
     return fig
+
+
+def _words(data: str) -> str:
+    kind, _, sigma = data.partition("-")
+    return rf"{kind.replace('gaussian', 'Gaussian')} data" + (rf", $\sigma_d$ = {sigma}" if sigma else "")
 
 
 def _errors(ax: Axes, case: dict[str, Any], title: str) -> None:

@@ -1,8 +1,8 @@
 """The error budget: predicted over measured is one where roundings are independent, and bounds hold where they are not.
 
-Measured is the rms of run minus exact run over COUNT samples. The error of a sample is its size, standard normal, times a sum of
-independent terms: its square has a relative variance of at most 3 * 3 - 1 = 8, so an rms is known to sqrt(8 / N) / 2 = 1 %. Five
-of those are INDEPENDENT; formats and models of rounding add what is said where they are used.
+Measured is the rms of run minus exact run over COUNT samples. The error of a sample is its size, standard normal, times a sum
+of independent terms: its square has a relative variance of at most 3 * 3 - 1 = 8, so an rms is known to sqrt(8 / N) / 2 = 1 %.
+Five of those are INDEPENDENT; formats and models of rounding add what is said where they are used.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from diffparam import (
     plan_dpm_solver,
     plan_heun,
     predict_error,
+    round_to,
     sample,
     trace_sensitivity,
 )
@@ -57,6 +58,7 @@ COUNT = 20_000
 INDEPENDENT = 5 * math.sqrt(8 / COUNT) / 2
 GRID = COSINE.respace(20)
 TEN = COSINE.respace(10)
+GAINS = ("gain_u", "gain_x", "noise", "gain_m", "memory_u", "memory_x")
 
 
 def kinds(budget: ErrorBudget) -> set[str]:
@@ -70,10 +72,10 @@ def kinds(budget: ErrorBudget) -> set[str]:
 @pytest.mark.parametrize("param", ["v", "epsilon", "flow", "sample"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_independent_errors_add_as_predicted(solver: str, param: str, law: str) -> None:
-    """Relative errors of a law, new at each call. 1e-4 of terms up to 1e3 (epsilon's first step): second order is 10 % of that."""
+    """Relative errors of a law, new at each call. Second order: 1e-5 times epsilon's gain of 1e3 at its first step, 1 %."""
     plan, error = SOLVERS[solver](TEN, param=PARAMS[param]), RelativeError(1e-5, law)
     budget = predict_error(plan, 0.5, **only(output=error))
-    assert budget.rms == budget.independent
+    assert budget.rms == pytest.approx(budget.independent, rel=1e-14)
     assert budget.rms / measured(plan, 0.5, COUNT, output_error=own(error)) == pytest.approx(1, abs=INDEPENDENT + 0.01)
 
 
@@ -112,8 +114,13 @@ ROUGH = {"correlation", "grid", "large", "overflow"}
 """Flags that say that independence, or first order, is rough."""
 
 
-@pytest.mark.parametrize("fmt", FORMAT_TOLERANCE)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("solver", "fmt"),
+    [
+        *((solver, fmt) for solver in SOLVERS for fmt in ("bfloat16", "float16")),
+        *((solver, fmt) for solver in ("eta", "ddpm", "upper") for fmt in ("float8_e4m3", "float8_e5m2")),
+    ],
+)
 def test_a_rounded_output_costs_what_is_predicted(solver: str, fmt: str) -> None:
     seen = 0
     for param in PARAMS:
@@ -125,8 +132,8 @@ def test_a_rounded_output_costs_what_is_predicted(solver: str, fmt: str) -> None
             seen += 1
             ratio = budget.rms / measured(plan, sigma_data, COUNT, output_error=RoundingError(fmt))
             assert ratio == pytest.approx(1, abs=INDEPENDENT + FORMAT_TOLERANCE[fmt]), (param, sigma_data)
-    # Coarse formats and ancestral solvers leave less unflagged, but not nothing.
-    assert seen >= (3 if fmt in ("bfloat16", "float16") else 1)
+    # Units of the coarse formats are so wide that outputs of a run without noise move by less, which is flagged.
+    assert seen >= (2 if fmt in ("bfloat16", "float16") else 1)
 
 
 @pytest.mark.parametrize("mode", ["stochastic", "toward_zero"])
@@ -139,8 +146,8 @@ def test_other_ways_to_round_too(solver: str, mode: str) -> None:
         budget = predict_error(plan, 2.0, **only(output=error))
         ratio = budget.rms / measured(plan, 2.0, COUNT // 2, output_error=own(error))
         assert ratio == pytest.approx(1, abs=INDEPENDENT * math.sqrt(2) + 0.06)
-    if mode == "toward_zero" and solver != "ddpm":
-        assert budget.rms > 1.5 * budget.independent
+    if mode == "toward_zero" and not plan.is_stochastic:
+        assert not 1 / 1.5 < budget.rms / budget.independent < 1.5
 
 
 def test_a_prediction_for_something_else_would_be_noticed() -> None:
@@ -168,7 +175,7 @@ def test_a_prediction_for_something_else_would_be_noticed() -> None:
 )
 @pytest.mark.parametrize("sigma_data", [0.5, 2.0])
 def test_in_slow_runs_the_correlation_is_known(solver: str, param: str, off: float, sigma_data: float) -> None:
-    """1000 steps: the output moves by less than a unit a step, and roundings repeat or cancel. Independence is off by ``off``."""
+    """1000 steps: the output moves by less than a unit a step; roundings repeat or cancel. Independence is off by ``off``."""
     plan = SOLVERS[solver](COSINE, param=PARAMS[param])
     budget = predict_error(plan, sigma_data, **only(output="bf16"))
     seen = measured(plan, sigma_data, 800, output_error=BF16)
@@ -180,13 +187,15 @@ def test_in_slow_runs_the_correlation_is_known(solver: str, param: str, off: flo
 
 def test_the_sawtooth_correlation_is_what_roundings_have() -> None:
     m = torch.exp2(torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    error = BF16.apply(m) - m
+
+    def rounding(value: Tensor) -> Tensor:
+        return (value * 128).round() / 128 - value
+
+    assert torch.equal(rounding(m), BF16.apply(m) - m)  # above 2 the spacing would double; here it does not
     for move in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0, 1.7, 3.0):
-        moved = m * (1 + move / 128)
-        other = BF16.apply(moved) - moved
-        below = moved < 2  # above it the spacing doubles
-        seen = (error * other)[below].mean() / (error.square()[below].mean() * other.square()[below].mean()).sqrt()
-        # 5 / sqrt(N); what is left out above 2 is a share move / 128 of the significands, of either sign.
+        one, other = rounding(m), rounding(m * (1 + move / 128))
+        seen = (one * other).mean() / (rms(one) * rms(other))
+        # 5 / sqrt(N), and the cells of 1/128 in the place of ever finer ones.
         assert sawtooth_correlation(np.array([move]))[0] == pytest.approx(seen.item(), abs=5 / math.sqrt(len(m)) + 0.01)
     assert sawtooth_correlation(np.array([0.0, 5.0, np.inf])).tolist() == [1.0, 0.0, 0.0]
 
@@ -311,21 +320,39 @@ def test_rounded_coefficients_do_what_is_predicted(solver: str, param: str) -> N
         source = predict_error(plan, 2.0, **only(arithmetic=fmt)).sources["coefficients"]
         seen = measured(plan, 2.0, COUNT, coefficient_error=RoundingError(fmt))
         assert source.predicted / seen == pytest.approx(1, abs=5 / math.sqrt(2 * COUNT) + second_order)
-    if solver == "ddim":
-        assert not 0.9 < source.independent / seen < 1.1  # which errors of unknown sign would not give
+
+
+def test_the_same_coefficient_errs_in_the_same_way_at_every_step() -> None:
+    """Equal steps of v have equal coefficients: their errors add up, 7 times what 50 errors of either sign would make."""
+    source = predict_error(plan_ddim(COSINE.respace(50), param=V), 0.5, **only(arithmetic="bf16")).sources["coefficients"]
+    assert source.predicted > 4 * source.independent
+    assert source.predicted <= source.worst
 
 
 @pytest.mark.parametrize("param", ["v", "epsilon", "flow", "sample"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_bf16_arithmetic_costs_what_is_predicted(solver: str, param: str) -> None:
-    """Coefficients, products and sums, the memory's too. Short runs: a stored state has few bits, and a product with a coefficient
-    near 1 is not rounded at random, so a fifth is all that is promised, and a half for Heun's large terms that cancel.
+    """Coefficients, products and sums, the memory's too. Short runs: a stored state has few bits, and its product with a
+    coefficient near 1 is not rounded at random, so a fifth is all that is promised, and less for an ancestral first step.
     """
     plan = SOLVERS[solver](TEN, param=PARAMS[param])
     budget = predict_error(plan, 2.0, **only(arithmetic="bf16"))
     ratio = budget.rms / measured(plan, 2.0, 4000, arithmetic="bf16")
     assert 1 / 1.25 < ratio < 1.65 if solver in ("ddpm", "upper", "eta") else 1 / 1.25 < ratio < 1.25
     assert budget.sources.keys() == {"arithmetic", "coefficients"}
+
+
+def test_what_is_rounded_on_its_way_into_a_memory_is_in_the_sum() -> None:
+    """A run of two calls whose result is the memory: two products and a sum, with coefficients that bf16 has."""
+    plan = plan_heun(COSINE.take([300, 600]), param=FLOW)
+    zero, first = np.zeros(3), np.array([1.0, 0.0, 0.0])
+    kept = dataclasses.replace(
+        plan, gain_x=first, gain_u=zero, gain_m=1 - first, memory_x=np.array([0.6875, 0, 0]), memory_u=np.array([-0.3125, 0, 0])
+    )
+    two = dataclasses.replace(kept, **{n: getattr(kept, n)[:2] for n in ("timestep", "phi_t", "phi_s", *GAINS)})
+    budget = predict_error(two, 2.0, **only(arithmetic="bf16"))
+    assert budget.rms / measured(two, 2.0, COUNT, arithmetic="bf16") == pytest.approx(1, abs=INDEPENDENT + 0.02)
+    assert budget.sources["coefficients"].predicted == 0.0
 
 
 def test_products_that_cancel_are_rounded_alike() -> None:
@@ -408,9 +435,7 @@ def test_a_sum_in_the_states_format_is_not_rounded_again() -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("steps", [50, 250])
 def test_a_network_that_is_told_a_rounded_time_answers_as_predicted(solver: str, steps: int) -> None:
-    """bf16 timesteps of the cosine schedule. Known errors; second order is what 2 steps of 1000 change, 1 %, and for 10 % of noise
-    in a run with noise of its own the standard error of its rms.
-    """
+    """bf16 timesteps of the cosine schedule: known errors. Second order is what 2 steps of 1000 change, 1 %."""
     plan = SOLVERS[solver](COSINE.respace(steps), param=FLOW)
     budget = predict_error(plan, 0.5, **only(timestep="bf16"), training=COSINE)
     seen = measured(plan, 0.5, 2000, table=COSINE, timestep_error=BF16)
@@ -421,12 +446,13 @@ def test_a_network_that_is_told_a_rounded_time_answers_as_predicted(solver: str,
 
 def test_the_training_schedule_says_what_an_off_grid_time_means() -> None:
     """Between two timesteps of a coarse plan the plan's own angles are a guess; the training's are the answer."""
-    plan = plan_ddim(COSINE.take([0, 501, 999]), param=FLOW)
-    seen = measured(plan, 0.5, 4000, table=COSINE, timestep_error=BF16)
-    right = predict_error(plan, 0.5, **only(timestep="bf16"), training=COSINE)
+    linear = Schedule.linear()
+    plan = plan_ddim(linear.take([0, 301, 999]), param=FLOW)
+    seen = measured(plan, 0.5, 4000, table=linear, timestep_error=BF16)
+    right = predict_error(plan, 0.5, **only(timestep="bf16"), training=linear)
     guess = predict_error(plan, 0.5, **only(timestep="bf16"))
-    assert right.rms / seen == pytest.approx(1, abs=0.05)
-    assert abs(guess.rms / seen - 1) > 0.05
+    assert right.rms / seen == pytest.approx(1, abs=0.06)
+    assert abs(guess.rms / seen - 1) > 0.1
 
 
 def test_of_other_data_the_timestep_is_not_predicted_but_flagged() -> None:
@@ -458,6 +484,7 @@ def test_the_branches_of_guidance_err_on_their_own(omega: float, law: str, gain)
     assert budget.rms / seen == pytest.approx(1, abs=INDEPENDENT + 0.01)
     alone = predict_error(plan, 0.5, **only(output=error))
     assert budget.rms == pytest.approx(gain(omega) * alone.rms, rel=1e-12)
+    assert budget.independent == pytest.approx(gain(omega) * alone.independent, rel=1e-12)
     assert budget.worst == pytest.approx((abs(omega) + abs(omega - 1)) * alone.worst, rel=1e-12)
 
 
@@ -588,16 +615,17 @@ def test_what_cannot_be_predicted_is_refused_by_name() -> None:
         predict_error(plan, 0.5, tolerance=0.0)
 
 
-def test_timesteps_that_a_format_has_no_number_for_are_refused() -> None:
+def test_numbers_that_a_format_does_not_have_are_refused() -> None:
+    """In place of a NaN that would leave quietly."""
     plan = plan_ddim(GRID, param=V)
-    with pytest.raises(
-        NonFiniteError, match="timestep must be a format that holds 999, got float8_e4m3, whose largest value is 448"
-    ):
+    with pytest.raises(NonFiniteError, match=r"timestep must be a format that holds 999, got float8_e4m3, .* value is 448"):
         predict_error(plan, 0.5, timestep="e4m3")
     assert predict_error(plan, 0.5, timestep="e5m2").rms > 0
     far = plan_ddim(Schedule.from_angles(GRID.phi, timesteps=1e5 * (1 + torch.arange(20.0))), param=V)
     with pytest.raises(NonFiniteError, match="timestep must be a format that holds"):
         predict_error(far, 0.5, timestep="fp16")
+    with pytest.raises(NonFiniteError, match=r"arithmetic must be a format that holds .*, got float8_e4m3"):
+        predict_error(plan_ddim(GRID, param=EPSILON), 0.5, arithmetic="e4m3")  # 1 / cos(phi) is 20,000
 
 
 def test_a_final_sample_that_is_nothing_has_no_relative_error() -> None:
@@ -628,7 +656,11 @@ models = st.one_of(
 )
 
 
-@settings(max_examples=150)
+def rounded(value: float, fmt: str) -> Tensor:
+    return round_to(torch.tensor(value, dtype=torch.float64), fmt)
+
+
+@settings(max_examples=100)
 @given(
     param=params(),
     schedule=schedules(),
@@ -644,14 +676,19 @@ models = st.one_of(
 def test_no_nan_and_no_infinity_leaves_without_an_error_or_a_flag(
     param, schedule, solver, sigma_data, output, state, arithmetic, timestep, guidance, confidence
 ) -> None:
-    try:
-        plan = SOLVERS[solver](schedule, param=param)
-    except (ValueError, NonFiniteError):
-        assume(False)
-    assume(is_regular(param, *plan.phi_t.tolist(), floor=1e-12))
+    assume(solver != "heun" or schedule.phi[-1] < math.pi / 2)
+    assume(is_regular(param, *schedule.phi[schedule.phi > 0].tolist(), floor=1e-12))
+    plan = SOLVERS[solver](schedule, param=param)
     options = {"output": output, "state": state, "arithmetic": arithmetic, "timestep": timestep}
-    if timestep is not None and abs(plan.timestep).max() > FORMATS[timestep].max:
-        with pytest.raises(NonFiniteError, match="timestep must be a format that holds"):
+    largest = {
+        "timestep": np.abs(plan.timestep).max(),
+        "arithmetic": max(
+            np.abs(getattr(plan, n)).max() for n in ("gain_u", "gain_x", "gain_m", "memory_u", "memory_x", "noise")
+        ),
+    }
+    too_large = [n for n, size in largest.items() if options[n] and not torch.isfinite(rounded(size, options[n]))]
+    if too_large:
+        with pytest.raises(NonFiniteError, match=f"({'|'.join(too_large)}) must be a format that holds"):
             predict_error(plan, sigma_data, **options)
         return
     budget = predict_error(plan, sigma_data, **options, guidance=guidance, confidence=confidence)

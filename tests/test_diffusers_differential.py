@@ -300,9 +300,8 @@ def test_a_whole_inversion_is_that_of_diffusers() -> None:
     assert (ddim_invert(model, x, grid, param=V) - theirs).abs().max().item() < 20 * tolerance(float(grid.phi[0]), 1.0, 4.0)
 
 
-@pytest.mark.parametrize(
-    "name", ["DDIMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "TCDScheduler"]
-)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, inside diffusers
+@pytest.mark.parametrize("name", ["DDIM", "HeunDiscrete", "KDPM2Discrete", "LCM", "TCD"])
 def test_a_sparse_config_means_the_defaults_of_its_class(name):
     name = f"{name}Scheduler"
     theirs = getattr(diffusers, name)().alphas_cumprod.double()

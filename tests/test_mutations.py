@@ -120,6 +120,156 @@ MUTATIONS = {
         "relative_error(delta, fmt)) * energy",
         "test_identity_sympy.py::test_equation_27",
     ),
+    "the variance of DDPM": Mutation(
+        "solvers/ddpm.py",
+        "upper = np.sqrt(sin_difference(phi_t, phi_s) * np.sin(phi_t + phi_s)) / np.cos(phi_s)",
+        "upper = np.sqrt(sin_difference(phi_t, phi_s) * np.sin(phi_t + phi_s)) / np.cos(phi_t)",
+        "test_solvers.py::test_both_variances_are_those_of_ho_et_al",
+    ),
+    "noise in the last step": Mutation(
+        "solvers/ddpm.py",
+        "np.where(np.asarray(step.noise) > 0, upper, 0.0)",
+        "upper",
+        "test_solvers.py::test_the_last_step_adds_no_noise_unless_it_ends_early",
+    ),
+    "the sign of DPM-Solver's correction": Mutation(
+        "solvers/dpm_solver.py",
+        "        g = ratio * sin_difference",
+        "        g = -ratio * sin_difference",
+        "test_solvers.py::test_the_order_of_a_solver_is_a_slope",
+    ),
+    "the half in DPM-Solver": Mutation(
+        "solvers/dpm_solver.py",
+        "ratio[1:] = h[1:] / (2.0 * h[:-1])",
+        "ratio[1:] = h[1:] / h[:-1]",
+        "test_solvers.py::test_dpm_solver_is_its_authors_algorithm",
+    ),
+    "which h is whose": Mutation(
+        "solvers/dpm_solver.py",
+        "ratio[1:] = h[1:] / (2.0 * h[:-1])",
+        "ratio[1:] = h[:-1] / (2.0 * h[1:])",
+        "test_solvers_differential.py::test_a_whole_dpm_solver_run_is_that_of_diffusers",
+    ),
+    "the half of Heun": Mutation(
+        "solvers/heun.py",
+        "half = -0.5 * sin_difference(t, s) / np.cos(t)",
+        "half = -1.0 * sin_difference(t, s) / np.cos(t)",
+        "test_solvers.py::test_the_order_of_a_solver_is_a_slope",
+    ),
+    "where Heun's corrector looks": Mutation(
+        "solvers/heun.py",
+        "corrector_u, corrector_x = _slope(s, param)",
+        "corrector_u, corrector_x = _slope(t, param)",
+        "test_solvers.py::test_heun_is_karras_algorithm",
+    ),
+    "the state's scale in a memory": Mutation(
+        "solvers/dpm_solver.py",
+        "x0_x / schedule.state.scale(phi_t)",
+        "x0_x",
+        "test_plan.py::test_another_state_is_the_same_plan_in_other_units",
+    ),
+    "the timestep of a singular step": Mutation(
+        "solvers/plan.py",
+        "at = timestep[np.argmin(np.abs(phi_t - error.phi))]",
+        "at = timestep[0]",
+        "test_plan.py::test_a_singular_step_is_named_with_its_timestep",
+    ),
+    "a memory that stays": Mutation(
+        "solvers/step.py",
+        "if step.memory_u or step.memory_x else None\n    return total(terms), kept",
+        "if step.memory_u or step.memory_x else memory\n    return total(terms), kept",
+        "test_solvers.py::test_a_memory_lasts_one_step",
+    ),
+    "coefficients that are not rounded": Mutation(
+        "solvers/step.py",
+        "    step = step.perturbed(to)\n",
+        "",
+        "test_solvers.py::test_emulated_bf16_arithmetic_is_that_of_torch",
+    ),
+    "the memory in a gain": Mutation(
+        "prediction/sensitivity.py",
+        "output_gain = plan.gain_u * state_gain + plan.memory_u * memory_gain(plan, state_gain)",
+        "output_gain = plan.gain_u * state_gain",
+        "test_sensitivity.py::test_gains_are_what_a_kick_becomes",
+    ),
+    "the memory in a second moment": Mutation(
+        "prediction/sensitivity.py",
+        "jx * jx * xx + 2 * jx * c * xm + c * c * mm + new_xx",
+        "jx * jx * xx + c * c * mm + new_xx",
+        "test_sensitivity.py::test_sizes_are_those_of_many_samples",
+    ),
+    "the output in a gain of the state": Mutation(
+        "prediction/sensitivity.py",
+        "return plan.gain_x + plan.gain_u * per_input, plan",
+        "return plan.gain_x, plan",
+        "test_sensitivity.py::test_gains_are_what_a_kick_becomes",
+    ),
+    "the rest in the next output": Mutation(
+        "prediction/sensitivity.py",
+        "plan.gain_m * input_memory) + plan.gain_u * residual",
+        "plan.gain_m * input_memory)",
+        "test_sensitivity.py::test_a_rest_that_no_line_explains_travels_with_the_run",
+    ),
+    "the sign of a correlation": Mutation(
+        "prediction/correlation.py",
+        "total += 2.0 * float(",
+        "total -= 2.0 * float(",
+        "test_budget.py::test_in_slow_runs_the_correlation_is_known",
+    ),
+    "the sawtooth": Mutation(
+        "prediction/correlation.py",
+        "(1.0 - 6.0 * fraction * (1.0 - fraction))",
+        "(1.0 - 4.0 * fraction * (1.0 - fraction))",
+        "test_budget.py::test_the_sawtooth_correlation_is_what_roundings_have",
+    ),
+    "quadrature for what is known": Mutation(
+        "prediction/known.py",
+        "rx, rm = sx + rx * jx + rm * jm, sm + rx * c",
+        "total, rx, rm = total + sx**2, 0.0, 0.0",
+        "test_budget.py::test_a_factor_on_all_outputs_is_known",
+    ),
+    "the noise in what is known": Mutation(
+        "prediction/known.py",
+        "total += (rx * n + sn) ** 2",
+        "total += sn**2",
+        "test_budget.py::test_rounded_coefficients_do_what_is_predicted",
+    ),
+    "roundings of the memory": Mutation(
+        "prediction/sources.py",
+        "final = np.sqrt(gain**2 * in_state + to_memory**2 * in_memory)",
+        "final = np.sqrt(gain**2 * in_state)",
+        "test_budget.py::test_what_is_rounded_on_its_way_into_a_memory_is_in_the_sum",
+    ),
+    "products that cancel": Mutation(
+        "prediction/sources.py",
+        "return 2.0 * np.sign(a) * np.sign(b) * correlation",
+        "return 0.0 * np.sign(a) * np.sign(b) * correlation",
+        "test_budget.py::test_products_that_cancel_are_rounded_alike",
+    ),
+    "the factor in chopping": Mutation(
+        "prediction/sources.py",
+        "machine_epsilon / (4.0 * math.log(2.0))",
+        "machine_epsilon / (8.0 * math.log(2.0))",
+        "test_budget.py::test_other_ways_to_round_too",
+    ),
+    "guidance on a factor": Mutation(
+        "prediction/sources.py",
+        "rms = np.sqrt(random * spread**2 + factor**2 * sizes.output_sq)",
+        "rms = np.sqrt(random + factor**2 * sizes.output_sq)",
+        "test_budget.py::test_the_branches_of_guidance_err_on_their_own",
+    ),
+    "a bound for elements of rms size": Mutation(
+        "prediction/budget.py",
+        "return math.log(2.0 / half) * root",
+        "return math.sqrt(2.0 * math.log(2.0 / half)) * root",
+        "test_budget.py::test_few_elements_exceed_the_probable_bound",
+    ),
+    "half a unit in the last place": Mutation(
+        "prediction/flags.py",
+        "return np.sqrt(3.0 * rounding_energy",
+        "return np.sqrt(12.0 * rounding_energy",
+        "test_flags.py::test_updates_below_half_a_unit_are_lost",
+    ),
 }
 CONTROL = "nothing"
 
@@ -205,9 +355,9 @@ class Recorder:
 def run_copy(home: str, guards: list[str]) -> dict[str, object]:
     """The guards against the copy of the package in ``home``."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("diffparam", "strategies", "conftest") or name.startswith("test_"):
+        if name.partition(".")[0] in ("diffparam", "strategies", "gaussian_runs", "conftest") or name.startswith("test_"):
             del sys.modules[name]
-    gc.freeze()  # pytest collects garbage at its end: not torch's, sixteen times over
+    gc.freeze()  # pytest collects garbage at its end: not torch's, forty times over
     sys.path.insert(0, home)
     recorder = Recorder()
     try:

@@ -13,14 +13,16 @@ import diffparam
 
 PUBLIC = [
     *("EPSILON", "FLOW", "FLOW_STATE", "FORMATS", "SCORE", "VE", "VP", "X0"),
-    *("AdditiveError", "AngularParam", "ErrorModel", "FloatFormat", "GaussianMixture", "NonFiniteError", "OutputMoments"),
-    *("RelativeError", "RoundingError", "Schedule", "SingularParameterization", "StateSpace", "StepCoefficients"),
-    *("Trajectory", "UnknownName", "V"),
-    *("apply_step", "convert", "ddim_coefficients", "ddim_invert", "ddim_sample", "ddim_step", "exact_gaussian_flow"),
-    *("guidance_error_gain", "guide", "largest_safe_timestep", "loss_floor", "loss_weight", "optimal_angle"),
-    *("output_energy", "param_from_config", "parse_format", "parse_parameterization", "predict_eps", "predict_v"),
-    *("predict_x0", "rebase_gains", "relative_error", "round_to", "schedule_from_config", "step_error"),
-    *("step_error_gain", "step_error_rms", "unit_step_error"),
+    *("AdditiveError", "AmaxRounding", "AngularParam", "BlockRounding", "Calibration", "CompensatedRounding", "ErrorBudget"),
+    *("ErrorModel", "Flag", "FloatFormat", "GaussianMixture", "NetworkError", "NonFiniteError", "OutputMoments", "Plan"),
+    *("RelativeError", "RoundingError", "Schedule", "Sensitivity", "SingularParameterization", "SourceError", "StateSpace"),
+    *("StepCoefficients", "Trajectory", "UnknownName", "V"),
+    *("apply_step", "calibrate", "convert", "ddim_coefficients", "ddim_invert", "ddim_sample", "ddim_step"),
+    *("exact_gaussian_flow", "gaussian_sensitivity", "guidance_error_gain", "guide", "largest_safe_timestep", "loss_floor"),
+    *("loss_weight", "moments_sensitivity", "optimal_angle", "output_energy", "overflow_probability", "param_from_config"),
+    *("parse_format", "parse_parameterization", "plan_ddim", "plan_ddpm", "plan_dpm_solver", "plan_heun", "predict_eps"),
+    *("predict_error", "predict_v", "predict_x0", "rebase_gains", "relative_error", "round_to", "rounding_energy", "sample"),
+    *("schedule_from_config", "step_error", "step_error_gain", "step_error_rms", "trace_sensitivity", "unit_step_error"),
 ]
 THINGS = {name: getattr(diffparam, name) for name in PUBLIC}
 CALLABLE = [name for name, thing in THINGS.items() if inspect.isclass(thing) or inspect.isfunction(thing)]
@@ -59,7 +61,9 @@ def test_every_constant_is_of_a_documented_class(name):
         assert thing.name in diffparam.parse_parameterization(thing.name).name
 
 
-POSITIONAL_DEFAULTS = {("relative_error", "fmt")}  # a second datum: the error of which format
+POSITIONAL_DEFAULTS = {  # a second datum: the error of which format, of which data, of which arithmetic
+    *(("relative_error", "fmt"), ("gaussian_sensitivity", "sigma_data"), ("predict_error", "data"), ("calibrate", "dtype")),
+}
 
 
 @pytest.mark.parametrize("name", [n for n in CALLABLE if inspect.isfunction(THINGS[n])])

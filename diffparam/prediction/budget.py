@@ -22,7 +22,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from scipy.special import ndtri
 
@@ -69,7 +68,8 @@ class ErrorBudget:
         final_rms: Rms of the final sample itself.
         bound: What a Gaussian element's error exceeds with probability at most ``1 - confidence``; infinite for unbounded ones.
         confidence: Of ``bound``.
-        useful_steps: Steps beyond which a mean update is smaller than half a unit in the last place of the state.
+        useful_steps: Steps beyond which a mean update is smaller than half a unit in the last place of the state, and lost;
+            infinite for a state that loses none (stochastic, compensated).
         flags: What else to know.
     """
 
@@ -147,7 +147,8 @@ def predict_error(
 
     Raises:
         TypeError: If ``data`` or a format is of another kind.
-        ValueError: If a number is out of range, the plan has no calls, or ``timestep`` cannot hold its timesteps.
+        ValueError: If a number is out of range or the plan has no calls.
+        NonFiniteError: If ``timestep`` or ``arithmetic`` cannot hold the plan's timesteps or coefficients.
         UnknownName: For a format that is not known.
     """
     if check_number(confidence, "confidence", low=0.0, high=1.0) == 1.0:
@@ -171,10 +172,8 @@ def predict_error(
     if on_state is not None and on_state != rounds:  # a sum that is rounded to the state's own format is stored for nothing
         sources.append(state_source(plan, sizes, on_state))
     stored = [error for error in (on_state, rounds) if error is not None]
-    useful = [useful_steps(sizes, error) for error in stored]
-    if stored:
-        coarsest = stored[int(np.argmin(useful))]
-        flags += stagnation_flags(plan, sizes, coarsest) + overflow_flags(plan, sizes.state_sq, coarsest, "the state")
+    useful, lost = _lost_updates(plan, sizes, stored)
+    flags += lost
     if timestep is not None:
         fmt = parse_format(timestep)
         flags += timestep_flags(plan, fmt)
@@ -183,8 +182,17 @@ def predict_error(
     by_name = {source.name: source for source in sources}
     final_rms = math.sqrt(sizes.final_sq)
     bound = _probable_bound(sources, confidence)
-    budget = ErrorBudget(plan, by_name, final_rms, bound, confidence, min(useful, default=math.inf), tuple(flags))
+    budget = ErrorBudget(plan, by_name, final_rms, bound, confidence, useful, tuple(flags))
     return replace(budget, flags=(*budget.flags, *large_flags(budget.relative)))
+
+
+def _lost_updates(plan: Plan, sizes: Sensitivity, stored: list[ErrorModel]) -> tuple[float, list[Flag]]:
+    """Useful steps, and flags: of two that round the state the coarser has the word."""
+    flags: dict[str, Flag] = {}
+    for error in sorted(stored, key=lambda error: useful_steps(sizes, error), reverse=True):
+        found = stagnation_flags(plan, sizes, error) + overflow_flags(plan, sizes.state_sq, error, "the state")
+        flags |= {flag.kind: flag for flag in found}
+    return min((useful_steps(sizes, error) for error in stored), default=math.inf), list(flags.values())
 
 
 def as_error(error: Format | ErrorModel, name: str) -> ErrorModel | None:
@@ -210,9 +218,14 @@ def _probable_bound(sources: Sequence[SourceError], confidence: float) -> float:
     """Zero-mean errors in quadrature, known ones (coefficients, timesteps) in full; each has half of the probability."""
     half = (1.0 - confidence) / 2.0
     random = [s for s in sources if s.name not in _KNOWN]
-    root = root_sum_square(max(s.predicted / s.independent, 1.0) * math.sqrt((s.bounds**2).sum()) for s in random if s.worst)
+    root = root_sum_square(_correlation_factor(s) * math.sqrt((s.bounds**2).sum()) for s in random)
     known = sum(s.worst for s in sources if s.name in _KNOWN)
     return math.log(2.0 / half) * root - float(ndtri(half / 2.0)) * known
+
+
+def _correlation_factor(source: SourceError) -> float:
+    """What the correlation of successive errors makes of their sum, at least 1."""
+    return max(source.predicted / source.independent, 1.0) if source.independent > 0 else 1.0
 
 
 _KNOWN = ("coefficients", "timestep")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffparam.error_model import ErrorModel, RoundingError
+from diffparam.error_model import CompensatedRounding, ErrorModel, RoundingError
 from diffparam.prediction.sensitivity import Sensitivity
 from diffparam.prediction.sources import told_timesteps
 from diffparam.rounding import FloatFormat, parse_format
@@ -97,12 +97,20 @@ _ENOUGH = 200
 
 
 def stagnation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list[Flag]:
-    """Updates that a rounded state loses."""
-    if not isinstance(error, RoundingError) or error.mode == "stochastic":
+    """Updates that a rounded state loses, or rounds by less than independent roundings would."""
+    if not isinstance(error, RoundingError | CompensatedRounding):
         return []
-    lost = np.flatnonzero(np.sqrt(sizes.change_sq) < _half_ulp(sizes, error))
+    stochastic = isinstance(error, RoundingError) and error.mode == "stochastic"
+    half = np.sqrt(3.0 * np.asarray(error.energy(sizes.state_sq)) / (2.0 if stochastic else 1.0))
+    lost = np.flatnonzero(np.sqrt(sizes.change_sq) < (2.0 * half if stochastic else half))
     if not len(lost):
         return []
+    if stochastic:
+        reason = (
+            f"{len(lost)} of {len(plan)} updates are smaller than a unit in the last place of the stored state: stochastic "
+            "rounding leaves most values where they are, and errs less than is predicted"
+        )
+        return [Flag("correlation", float(plan.timestep[lost[0]]), reason)]
     return [
         Flag(
             "stagnation",
@@ -137,7 +145,7 @@ def timestep_flags(plan: Plan, fmt: FloatFormat) -> list[Flag]:
         first = float(distinct[np.flatnonzero(np.diff(told) == 0)[0]])
         reason = f"{len(distinct)} timesteps become {groups} in {fmt.name}, the first pair at {first:g}: pass them in float32"
         flags.append(Flag("collision", first, reason))
-    moved = np.flatnonzero(told != distinct)
+    moved = np.flatnonzero(np.abs(told - distinct) > 2**-23 * np.abs(distinct))  # what Schedule.phi_at takes as the same
     if len(moved):
         worst = moved[np.argmax(np.abs(told - distinct)[moved])]
         reason = f"{len(moved)} of {len(distinct)} timesteps are moved by {fmt.name}, {distinct[worst]:g} to {told[worst]:g}"
@@ -156,11 +164,11 @@ def large_flags(relative: float) -> list[Flag]:
 
 
 def useful_steps(sizes: Sensitivity, error: ErrorModel) -> float:
-    """Length of the path in half units in the last place of the state."""
-    if not isinstance(error, RoundingError):
+    """Length of the path in half units in the last place of the state; infinite where no update is lost."""
+    if not isinstance(error, RoundingError) or error.mode == "stochastic":
         return math.inf
     half = _half_ulp(sizes, error)
-    return float((np.sqrt(sizes.change_sq) / half).sum())
+    return float((np.sqrt(sizes.change_sq[half > 0]) / half[half > 0]).sum())
 
 
 def _half_ulp(sizes: Sensitivity, error: RoundingError) -> np.ndarray:

@@ -42,6 +42,8 @@ class Sensitivity:
         state_gain: The same per error of the state after the update.
         relative_gain: Rms of the final sample per relative error of u.
         final_sq: E[x^2] of the final sample.
+        state_relative_gain: Rms of the final sample per relative error of the state after the update, where it was traced: the
+            state is small where its gain is large if the data have modes.
         input_memory: E[x m] of the state that a call sees and the memory that its update reads.
         output_per_input: K with u = K x plus an independent rest of energy output_sq - K^2 input_sq; None if not linear.
         output_amplitude: U with u_k = U_k z for one standard normal z, in a linear run without noise; else None.
@@ -62,6 +64,7 @@ class Sensitivity:
     state_gain: np.ndarray
     relative_gain: np.ndarray
     final_sq: float
+    state_relative_gain: np.ndarray | None = None
     input_memory: np.ndarray | None = None
     output_per_input: np.ndarray | None = None
     output_amplitude: np.ndarray | None = None
@@ -229,8 +232,8 @@ def trace_sensitivity(
 
     With :math:`\zeta` standard normal, the gradient :math:`\lambda` of :math:`\zeta\cdot x_{\mathrm{final}}` with respect to an
     output has :math:`E[\lambda_i^2] = \sum_j J_{ji}^2`: its mean square is the squared gain of an independent error, and the
-    mean of
-    :math:`\lambda_i^2u_i^2` that of a relative one. The run's activations are held in memory; a few hundred samples are enough.
+    mean of :math:`\lambda_i^2u_i^2` that of a relative one. The run's activations are held in memory; a few hundred samples are
+    enough.
 
     Args:
         model: ``model(x_t, t)``, differentiable; called in float64.
@@ -247,6 +250,7 @@ def trace_sensitivity(
     sizes: list[tuple[float, ...]] = []
     bumps: list[Tensor] = []
     outputs: list[Tensor] = []
+    states: list[Tensor] = []
     with torch.enable_grad():
         for step in plan.steps():
             bump_u, bump_x = (torch.zeros_like(x, requires_grad=True) for _ in range(2))
@@ -258,6 +262,7 @@ def trace_sensitivity(
             sizes.append((*(_mean_square(v) for v in (u, before, read, x, x - before)), together))
             bumps += [bump_u, bump_x]
             outputs.append(u.detach())
+            states.append(x.detach())
         check_finite(x, "the final sample", "run diffparam.sample with record=Trajectory() to see at which timestep it began")
         zeta = torch.randn(x.shape, generator=generator, dtype=torch.float64, device=x.device)
         gradients = torch.autograd.grad((zeta * x).sum(), bumps)
@@ -274,6 +279,7 @@ def trace_sensitivity(
         output_gain=_rms(to_u),
         state_gain=_rms(to_x),
         relative_gain=_rms(relative),
+        state_relative_gain=_rms([g * s for g, s in zip(to_x, states, strict=True)]),
         final_sq=float(state_sq[-1]),
         input_memory=input_memory,
         emulated=None

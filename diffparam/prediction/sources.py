@@ -63,7 +63,7 @@ def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: f
     """Eq. 18 with the network's own output energy. Guidance branches err independently, but for what is one factor of both."""
     spread, both = guidance_error_gain(guidance), abs(guidance) + abs(guidance - 1.0)
     gain = _gain(sizes, error)
-    bounds = error.bound(sizes.output_sq) * both * gain
+    bounds = _times(both * gain, error.bound(sizes.output_sq))
     factor, random = split_error(error, sizes.output_sq)
     rms = np.sqrt(random * spread**2 + factor**2 * sizes.output_sq)
     final = rms * gain
@@ -109,7 +109,8 @@ def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> Sourc
     """One rounding per product and per sum of the update and of the memory; a power of two times a stored value needs none."""
     one = np.ones(len(plan))
     values = (sizes.input_sq, sizes.output_sq, sizes.memory_sq, one, sizes.input_sq, sizes.output_sq)
-    gains = rounded(np.array([plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u]), fmt)
+    gains = np.array([plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u])
+    gains = _rounded(gains, fmt, "arithmetic")
     products = gains**2 * np.array(values)
     stored = np.array([plan.phi_t != plan.phi_t[0], 0 * one, one, 0 * one, plan.phi_t != plan.phi_t[0], 0 * one], dtype=bool)
     exact = stored & (np.abs(np.frexp(gains)[0]) == 0.5)
@@ -119,7 +120,7 @@ def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> Sourc
     if sizes.output_per_input is not None:  # the roundings of a x and of b u, which is b K x
         in_state += _common(gains[0], gains[1] * sizes.output_per_input, energy[0], energy[1], fmt)
         in_memory += _common(gains[4], gains[5] * sizes.output_per_input, energy[4], energy[5], fmt)
-    gain, to_memory = np.abs(sizes.state_gain), np.abs(memory_gain(plan, sizes.state_gain))
+    gain, to_memory = _state_gain(sizes), np.abs(memory_gain(plan, sizes.state_gain))
     final = np.sqrt(gain**2 * in_state + to_memory**2 * in_memory)
     bounds = gain * bound[[0, 1, 2, 3, 6, 7, 8]].sum(0) + to_memory * bound[[4, 5, 9]].sum(0)
     return SourceError("arithmetic", np.sqrt(in_state), final, bounds, root_sum_square(final))
@@ -153,7 +154,7 @@ def _common(a: np.ndarray, b: np.ndarray, energy_a: np.ndarray, energy_b: np.nda
 def coefficient_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> SourceError:
     """The rounding of each coefficient is known: the same for every sample, so it moves the result and does not blur it."""
     columns = (plan.gain_u, plan.gain_x, plan.noise, plan.gain_m, plan.memory_u, plan.memory_x)
-    change = StepCoefficients(*(rounded(column, fmt) - column for column in columns))
+    change = StepCoefficients(*(_rounded(column, fmt, "arithmetic") - column for column in columns))
     step, final, predicted = known_error(plan, sizes, change)
     x, u, m = (np.sqrt(v) for v in (sizes.input_sq, sizes.output_sq, sizes.memory_sq))
     in_state = np.abs(change.gain_x) * x + np.abs(change.gain_u) * u + np.abs(change.gain_m) * m + np.abs(change.noise)
@@ -164,14 +165,23 @@ def coefficient_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> Sour
 
 def state_source(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> SourceError:
     """The state, rounded each time it is stored."""
-    gain = np.abs(sizes.state_gain)
+    gain = _state_gain(sizes) if error.scales_with_value else np.abs(sizes.state_gain)
     factor, random = split_error(error, sizes.state_sq)
     rms = np.sqrt(random + factor**2 * sizes.state_sq)
     predicted = root_sum_square(gain * np.sqrt(random))
     if factor:  # of all that the update is made of
         change = StepCoefficients(*(factor * v for v in (plan.gain_u, plan.gain_x, plan.noise, plan.gain_m)))
         predicted = math.hypot(predicted, known_error(plan, sizes, change)[2])
-    return SourceError("state", rms, gain * rms, gain * error.bound(sizes.state_sq), predicted)
+    return SourceError("state", rms, gain * rms, _times(gain, error.bound(sizes.state_sq)), predicted)
+
+
+def _state_gain(sizes: Sensitivity) -> np.ndarray:
+    """Gain of an error of the state that grows with it: traced where it was, else as if the two were independent."""
+    gain = np.abs(sizes.state_gain)
+    if sizes.state_relative_gain is None:
+        return gain
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sizes.state_sq > 0, sizes.state_relative_gain / np.sqrt(sizes.state_sq), gain)
 
 
 def timestep_source(
@@ -193,18 +203,23 @@ def told_timesteps(timestep: np.ndarray, fmt: FloatFormat) -> np.ndarray:
     Raises:
         NonFiniteError: If the format has no such number.
     """
-    told = rounded(timestep.astype(np.float64), fmt)
-    if not np.isfinite(told).all():
+    return _rounded(timestep.astype(np.float64), fmt, "timestep")
+
+
+def _rounded(values: np.ndarray, fmt: FloatFormat, name: str) -> np.ndarray:
+    """``values`` rounded to nearest, float64; refused where the format that argument ``name`` asks for does not reach."""
+    near = round_to(torch.from_numpy(np.ascontiguousarray(values)), fmt).numpy()
+    if not np.isfinite(near).all():
         raise NonFiniteError(
-            f"timestep must be a format that holds {timestep[~np.isfinite(told)].max():g}, got {fmt.name}, whose largest value is "
-            f"{fmt.max:g}; pass timesteps in float32"
+            f"{name} must be a format that holds {np.abs(values).max():g}, got {fmt.name}, whose largest value is {fmt.max:g}; "
+            "take float32"
         )
-    return told
+    return near
 
 
-def rounded(values: np.ndarray, fmt: FloatFormat) -> np.ndarray:
-    """``values`` rounded to nearest, float64."""
-    return round_to(torch.from_numpy(np.ascontiguousarray(values)), fmt).numpy()
+def _times(gain: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """``gain * bound``; what has no gain does nothing, however large it is."""
+    return np.multiply(gain, bound, where=gain > 0, out=np.zeros(np.broadcast(gain, bound).shape))
 
 
 def root_sum_square(values: Iterable[float]) -> float:
