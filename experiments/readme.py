@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffparam import EPSILON, Schedule
+from diffparam.report import report
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
@@ -103,6 +105,45 @@ def _span(values: Sequence[float | None] | None) -> str:
     return f"{low} to {high} ({middle})"
 
 
+def said() -> str:
+    """What ``diffparam report --schedule cosine --steps 50 --prediction epsilon`` prints."""
+    return f"```text\n{report(Schedule.cosine(1000), EPSILON, steps=50)}\n```"
+
+
+def laws() -> str:
+    """One line for each of the smaller experiments."""
+    state = read_record("low_precision_state-cpu")["results"]
+    best = [str(found["measured"]) for found in state["best_steps"]["gaussian-0.5-ddim"]["bfloat16"].values()]
+    right = state["right"]
+    counts = [str(n) for n in (right["independent"], state["flags"]["wrong_and_not_flagged"], right["runs"])]
+    guidance = read_record("guidance_error-cpu")["results"]["run-v_prediction"]
+    over = {
+        w: m / p for w, m, p in zip(*(guidance[k] for k in ("omega", "stochastic_measured", "stochastic_formula")), strict=True)
+    }
+    optimum = read_record("optimum-cpu")["results"]["worst"]
+    noisy, clean = (read_record("field_reports-cpu")["results"]["reports"][k] for k in ("noisy_end", "clean_end"))
+    shares = [r["parts"]["float32_gap"][i]["mean"] / r["parts"]["gap"][i]["mean"] for r, i in ((noisy, -1), (clean, 0))]
+    distances = [noisy["samples"]["eps_bf16"][k]["bf16"]["frechet"]["mean"] for k in ("reported", "clip_data")]
+    spikes = [f"{clean['training'][arm]['tail']['spike']['mean']:.3g}" for arm in ("x_float32", "x_bf16", "xclamp_bf16")]
+    rows = [
+        [
+            "low_precision_state",
+            "steps nearest to the exact flow, state in bf16: to nearest, stochastic, compensated",
+            ", ".join(best),
+        ],
+        ["low_precision_state", "runs within 10 % of independent roundings; beyond without a flag; of all", ", ".join(counts)],
+        ["low_precision_state", "runs within 10 % of the recursion for lost updates", right["refined"]],
+        ["guidance_error", "final sample, measured over predicted, at scale 3 and 10", f"{over[3.0]:.2g}, {over[10.0]:.2g}"],
+        ["optimum", "closed form against a search, Gaussian data, rad", f"{optimum['gaussian']['gap_moments']:.0e}"],
+        ["optimum", "loss that the closed form costs on mixtures, at most", f"{100 * optimum['mixture']['excess']:.0f} %"],
+        ["field_reports", "noisy end, eps: share of the gap to v that is there in float32", f"{100 * shares[0]:.1f} %"],
+        ["field_reports", "its Fréchet distance: as reported, clean sample clipped", ", ".join(map(_g, distances))],
+        ["field_reports", "clean end, x0 with v-loss: share of the gap to flow in float32", f"{100 * shares[1]:.1f} %"],
+        ["field_reports", "largest loss over its median: float32, bf16, bf16 with the clamp", ", ".join(spikes)],
+    ]
+    return _table(["experiment", "what", "found"], rows)
+
+
 def speed() -> str:
     """Ratios of the sampler's step, its coefficients' accuracy, and training in bf16."""
     results = read_record("benchmarks-cpu")["results"]
@@ -123,7 +164,9 @@ def speed() -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (gap, predictions, samples, safe, check, speed)}
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    block.__name__: block for block in (gap, predictions, samples, said, safe, check, laws, speed)
+}
 
 
 def rewritten(text: str) -> str:

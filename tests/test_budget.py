@@ -58,7 +58,6 @@ COUNT = 20_000
 INDEPENDENT = 5 * math.sqrt(8 / COUNT) / 2
 GRID = COSINE.respace(20)
 TEN = COSINE.respace(10)
-GAINS = ("gain_u", "gain_x", "noise", "gain_m", "memory_u", "memory_x")
 
 
 def kinds(budget: ErrorBudget) -> set[str]:
@@ -343,15 +342,18 @@ def test_bf16_arithmetic_costs_what_is_predicted(solver: str, param: str) -> Non
 
 
 def test_what_is_rounded_on_its_way_into_a_memory_is_in_the_sum() -> None:
-    """A run of two calls whose result is the memory: two products and a sum, with coefficients that bf16 has."""
-    plan = plan_heun(COSINE.take([300, 600]), param=FLOW)
-    zero, first = np.zeros(3), np.array([1.0, 0.0, 0.0])
-    kept = dataclasses.replace(
-        plan, gain_x=first, gain_u=zero, gain_m=1 - first, memory_x=np.array([0.6875, 0, 0]), memory_u=np.array([-0.3125, 0, 0])
-    )
-    two = dataclasses.replace(kept, **{n: getattr(kept, n)[:2] for n in ("timestep", "phi_t", "phi_s", *GAINS)})
-    budget = predict_error(two, 2.0, **only(arithmetic="bf16"))
-    assert budget.rms / measured(two, 2.0, COUNT, arithmetic="bf16") == pytest.approx(1, abs=INDEPENDENT + 0.02)
+    """A run of two calls whose result is the memory: two products and a sum, with coefficients that bf16 has.
+
+    The sum of two numbers of few bits is sometimes exact: some per cent.
+    """
+    plan = plan_dpm_solver(COSINE.take([300, 600]), param=V)
+    columns = {
+        "gain_x": [1.0, 0.0], "gain_u": [0.0, 0.0], "gain_m": [0.0, 1.0], "memory_x": [0.6875, 0.0], "memory_u": [-0.3125, 0.0],
+    }  # fmt: skip
+    kept = dataclasses.replace(plan, **{name: np.array(column) for name, column in columns.items()})
+    assert gaussian_sensitivity(kept, 2.0).output_per_input[0] < 0  # the two products add up
+    budget = predict_error(kept, 2.0, **only(arithmetic="bf16"))
+    assert budget.rms / measured(kept, 2.0, COUNT, arithmetic="bf16") == pytest.approx(1, abs=INDEPENDENT + 0.04)
     assert budget.sources["coefficients"].predicted == 0.0
 
 

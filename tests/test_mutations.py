@@ -148,7 +148,7 @@ MUTATIONS = {
         "solvers/dpm_solver.py",
         "ratio[1:] = h[1:] / (2.0 * h[:-1])",
         "ratio[1:] = h[:-1] / (2.0 * h[1:])",
-        "test_solvers_differential.py::test_a_whole_dpm_solver_run_is_that_of_diffusers",
+        "test_solvers.py::test_dpm_solver_is_its_authors_algorithm",
     ),
     "the half of Heun": Mutation(
         "solvers/heun.py",

@@ -112,7 +112,8 @@ def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> Sourc
     gains = np.array([plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u])
     gains = _rounded(gains, fmt, "arithmetic")
     products = gains**2 * np.array(values)
-    stored = np.array([plan.phi_t != plan.phi_t[0], 0 * one, one, 0 * one, plan.phi_t != plan.phi_t[0], 0 * one], dtype=bool)
+    later = np.arange(len(plan)) > 0  # the first state is the caller's
+    stored = np.array([later, 0 * one, one, 0 * one, later, 0 * one], dtype=bool)
     exact = stored & (np.abs(np.frexp(gains)[0]) == 0.5)
     squares = np.concatenate([np.where(exact, 0.0, products), _sums(plan, sizes)])
     energy, bound = rounding_energy(fmt, squares), np.where(squares > 0, RoundingError(fmt).bound(squares), 0.0)
@@ -135,11 +136,14 @@ def _sums(plan: Plan, sizes: Sensitivity) -> np.ndarray:
         residual = np.maximum(sizes.output_sq - k**2 * sizes.input_sq, 0.0)
         without_memory = (plan.gain_x + plan.gain_u * k) ** 2 * sizes.input_sq + plan.gain_u**2 * residual
         first = np.where(plan.gain_m == 0, before_noise, without_memory)
+    x, u, m, z, p, q = (np.asarray(v != 0) for v in (
+        plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u,
+    ))  # fmt: skip
     return np.array([
-        np.where((plan.gain_x != 0) & (plan.gain_u != 0), first, 0.0),
-        np.where(plan.gain_m != 0, before_noise, 0.0),
-        np.where(plan.noise != 0, sizes.state_sq, 0.0),
-        np.where((plan.memory_x != 0) & (plan.memory_u != 0), np.append(sizes.memory_sq[1:], 0.0), 0.0),
+        np.where(x & u, first, 0.0),
+        np.where((x | u) & m, before_noise, 0.0),
+        np.where((x | u | m) & z, sizes.state_sq, 0.0),
+        np.where(p & q, np.append(sizes.memory_sq[1:], 0.0), 0.0),
     ])  # fmt: skip
 
 
