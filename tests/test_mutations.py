@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Mutation:
-    """One edit of one line, and the test that must notice."""
+    """One edit of one line, and the test, or one case of it, that must notice."""
 
     file: str
     old: str
@@ -136,43 +136,43 @@ MUTATIONS = {
         "solvers/dpm_solver.py",
         "        g = ratio * sin_difference",
         "        g = -ratio * sin_difference",
-        "test_solvers.py::test_the_order_of_a_solver_is_a_slope",
+        "test_solvers.py::test_the_order_of_a_solver_is_a_slope[dpm-2-v]",
     ),
     "the half in DPM-Solver": Mutation(
         "solvers/dpm_solver.py",
         "ratio[1:] = h[1:] / (2.0 * h[:-1])",
         "ratio[1:] = h[1:] / h[:-1]",
-        "test_solvers.py::test_dpm_solver_is_its_authors_algorithm",
+        "test_solvers.py::test_dpm_solver_is_its_authors_algorithm[30-False]",
     ),
     "which h is whose": Mutation(
         "solvers/dpm_solver.py",
         "ratio[1:] = h[1:] / (2.0 * h[:-1])",
         "ratio[1:] = h[:-1] / (2.0 * h[1:])",
-        "test_solvers.py::test_dpm_solver_is_its_authors_algorithm",
+        "test_solvers.py::test_dpm_solver_is_its_authors_algorithm[30-False]",
     ),
     "the half of Heun": Mutation(
         "solvers/heun.py",
         "half = -0.5 * sin_difference(t, s) / np.cos(t)",
         "half = -1.0 * sin_difference(t, s) / np.cos(t)",
-        "test_solvers.py::test_the_order_of_a_solver_is_a_slope",
+        "test_solvers.py::test_the_order_of_a_solver_is_a_slope[heun-2-v]",
     ),
     "where Heun's corrector looks": Mutation(
         "solvers/heun.py",
         "corrector_u, corrector_x = _slope(s, param)",
         "corrector_u, corrector_x = _slope(t, param)",
-        "test_solvers.py::test_heun_is_karras_algorithm",
+        "test_solvers.py::test_heun_is_karras_algorithm[v]",
     ),
     "the state's scale in a memory": Mutation(
         "solvers/dpm_solver.py",
         "x0_x / schedule.state.scale(phi_t)",
         "x0_x",
-        "test_plan.py::test_another_state_is_the_same_plan_in_other_units",
+        "test_plan.py::test_another_state_is_the_same_plan_in_other_units[ve-dpm]",
     ),
     "the timestep of a singular step": Mutation(
         "solvers/plan.py",
         "at = timestep[np.argmin(np.abs(phi_t - error.phi))]",
         "at = timestep[0]",
-        "test_plan.py::test_a_singular_step_is_named_with_its_timestep",
+        "test_plan.py::test_a_singular_step_is_named_with_its_timestep[5-ddim]",
     ),
     "a memory that stays": Mutation(
         "solvers/step.py",
@@ -184,37 +184,37 @@ MUTATIONS = {
         "solvers/step.py",
         "    step = step.perturbed(to)\n",
         "",
-        "test_solvers.py::test_emulated_bf16_arithmetic_is_that_of_torch",
+        "test_solvers.py::test_emulated_bf16_arithmetic_is_that_of_torch[dpm-torch.float64]",
     ),
     "the memory in a gain": Mutation(
         "prediction/sensitivity.py",
         "output_gain = plan.gain_u * state_gain + plan.memory_u * memory_gain(plan, state_gain)",
         "output_gain = plan.gain_u * state_gain",
-        "test_sensitivity.py::test_gains_are_what_a_kick_becomes",
+        "test_sensitivity.py::test_gains_are_what_a_kick_becomes[dpm-v-vp]",
     ),
     "the memory in a second moment": Mutation(
         "prediction/sensitivity.py",
         "jx * jx * xx + 2 * jx * c * xm + c * c * mm + new_xx",
         "jx * jx * xx + c * c * mm + new_xx",
-        "test_sensitivity.py::test_sizes_are_those_of_many_samples",
+        "test_sensitivity.py::test_sizes_are_those_of_many_samples[dpm-2.0]",
     ),
     "the output in a gain of the state": Mutation(
         "prediction/sensitivity.py",
         "return plan.gain_x + plan.gain_u * per_input, plan",
         "return plan.gain_x, plan",
-        "test_sensitivity.py::test_gains_are_what_a_kick_becomes",
+        "test_sensitivity.py::test_gains_are_what_a_kick_becomes[ddim-v-vp]",
     ),
     "the rest in the next output": Mutation(
         "prediction/sensitivity.py",
         "plan.gain_m * input_memory) + plan.gain_u * residual",
         "plan.gain_m * input_memory)",
-        "test_sensitivity.py::test_a_rest_that_no_line_explains_travels_with_the_run",
+        "test_sensitivity.py::test_a_rest_that_no_line_explains_travels_with_the_run[ddim]",
     ),
     "the sign of a correlation": Mutation(
         "prediction/correlation.py",
         "total += 2.0 * float(",
         "total -= 2.0 * float(",
-        "test_budget.py::test_in_slow_runs_the_correlation_is_known",
+        "test_budget.py::test_in_slow_runs_the_correlation_is_known[2.0-heun-v-1.4]",
     ),
     "the sawtooth": Mutation(
         "prediction/correlation.py",
@@ -226,13 +226,13 @@ MUTATIONS = {
         "prediction/known.py",
         "rx, rm = sx + rx * jx + rm * jm, sm + rx * c",
         "total, rx, rm = total + sx**2, 0.0, 0.0",
-        "test_budget.py::test_a_factor_on_all_outputs_is_known",
+        "test_budget.py::test_a_factor_on_all_outputs_is_known[ddim-v]",
     ),
     "the noise in what is known": Mutation(
         "prediction/known.py",
         "total += (rx * n + sn) ** 2",
         "total += sn**2",
-        "test_budget.py::test_rounded_coefficients_do_what_is_predicted",
+        "test_budget.py::test_rounded_coefficients_do_what_is_predicted[ddpm-v]",
     ),
     "roundings of the memory": Mutation(
         "prediction/sources.py",
@@ -250,19 +250,19 @@ MUTATIONS = {
         "prediction/sources.py",
         "machine_epsilon / (4.0 * math.log(2.0))",
         "machine_epsilon / (8.0 * math.log(2.0))",
-        "test_budget.py::test_other_ways_to_round_too",
+        "test_budget.py::test_other_ways_to_round_too[ddim-toward_zero]",
     ),
     "guidance on a factor": Mutation(
         "prediction/sources.py",
         "rms = np.sqrt(random * spread**2 + factor**2 * sizes.output_sq)",
         "rms = np.sqrt(random + factor**2 * sizes.output_sq)",
-        "test_budget.py::test_the_branches_of_guidance_err_on_their_own",
+        "test_budget.py::test_the_branches_of_guidance_err_on_their_own[rademacher-guidance_error_gain-3.0]",
     ),
     "a bound for elements of rms size": Mutation(
         "prediction/budget.py",
         "return math.log(2.0 / half) * root",
         "return math.sqrt(2.0 * math.log(2.0 / half)) * root",
-        "test_budget.py::test_few_elements_exceed_the_probable_bound",
+        "test_budget.py::test_few_elements_exceed_the_probable_bound[ddim-1-output-error0]",
     ),
     "half a unit in the last place": Mutation(
         "prediction/flags.py",
@@ -306,8 +306,8 @@ def reports(tmp_path_factory):
 
 
 def names(tests) -> set[str]:
-    """The functions of some node ids."""
-    return {test.rpartition("::")[2] for test in tests}
+    """The functions of some node ids, whatever the case."""
+    return {test.rpartition("::")[2].partition("[")[0] for test in tests}
 
 
 def test_the_untouched_copy_passes(reports):

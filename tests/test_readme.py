@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffparam.report import cli
 from experiments import readme
 
 ROOT = Path(__file__).parent.parent
@@ -36,11 +37,21 @@ def test_a_changed_number_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert wrong.read_text() == TEXT
 
 
+def commands() -> list[str]:
+    return [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+
+
 def test_both_commands_make_their_own_environment() -> None:
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 2
-    for command in commands:
+    setup = [command for command in commands() if command.startswith("python3 ")]
+    assert len(setup) == 2
+    for command in setup:
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ")
+
+
+def test_the_report_prints_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = [c for c in commands() if c.startswith(".venv/bin/diffparam ")]
+    assert cli.main(command.split()[1:]) == 1  # unsafe
+    assert capsys.readouterr().out.strip() in TEXT
 
 
 def test_files_that_are_named_exist() -> None:
