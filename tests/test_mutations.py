@@ -262,7 +262,7 @@ MUTATIONS = {
         "prediction/budget.py",
         "return math.log(2.0 / half) * root",
         "return math.sqrt(2.0 * math.log(2.0 / half)) * root",
-        "test_budget.py::test_few_elements_exceed_the_probable_bound[ddim-1-output-error0]",
+        "test_budget.py::test_few_elements_exceed_the_probable_bound[ddim-10-output-error1]",
     ),
     "half a unit in the last place": Mutation(
         "prediction/flags.py",
