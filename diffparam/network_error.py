@@ -82,7 +82,9 @@ class NetworkError:
             ValueError: If each call has an error of its own; :meth:`of_call` is that of one.
         """
         if self.is_per_call:
-            raise ValueError(f"apply needs the error of one call, got one of {len(self)} calls; use error.of_call(k).apply")
+            raise ValueError(
+                f"the error must be of one call to be applied, got one of {len(self)} calls; use error.of_call(k).apply"
+            )
         dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32
         xi = torch.randn(value.shape, generator=generator, dtype=dtype, device=value.device)
         size = torch.hypot(
