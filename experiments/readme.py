@@ -125,6 +125,14 @@ def laws() -> str:
     shares = [r["parts"]["float32_gap"][i]["mean"] / r["parts"]["gap"][i]["mean"] for r, i in ((noisy, -1), (clean, 0))]
     distances = [noisy["samples"]["eps_bf16"][k]["bf16"]["frechet"]["mean"] for k in ("reported", "clip_data")]
     spikes = [f"{clean['training'][arm]['tail']['spike']['mean']:.3g}" for arm in ("x_float32", "x_bf16", "xclamp_bf16")]
+    race = read_record("parameterization_race-cpu")["results"]["samples"]
+    raced = {
+        precision: [
+            next(r for r in race[f"{arm}_own_{precision}"] if (r["timestep"], r["steps"]) == (948, 25))["frechet"]["mean"]
+            for arm in ("edm", "v", "flow", "x", "eps")
+        ]
+        for precision in ("float32", "bf16")
+    }
     rows = [
         [
             "low_precision_state",
@@ -140,6 +148,12 @@ def laws() -> str:
         ["field_reports", "its Fréchet distance: as reported, clean sample clipped", ", ".join(map(_g, distances))],
         ["field_reports", "clean end, x0 with v-loss: share of the gap to flow in float32", f"{100 * shares[1]:.1f} %"],
         ["field_reports", "largest loss over its median: float32, bf16, bf16 with the clamp", ", ".join(spikes)],
+        [
+            "parameterization_race",
+            "Fréchet distance of F, v, flow, x0, eps heads (σ_d = 0.5, bf16, 25 steps from t = 948)",  # noqa: RUF001
+            ", ".join(map(_g, raced["bf16"])),
+        ],
+        ["parameterization_race", "the same in float32", ", ".join(map(_g, raced["float32"]))],
     ]
     return _table(["experiment", "what", "found"], rows)
 

@@ -289,4 +289,4 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -89,9 +89,7 @@ class Report:
             "advice": [asdict(advice) for advice in self.advice],
             "notes": list(run.notes),
         }
-        plain = _plain(document)
-        assert isinstance(plain, dict)
-        return plain
+        return {key: _plain(value) for key, value in document.items()}
 
     def __str__(self) -> str:
         return text_of(self)
