@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import mean_square
 
-from diffparam import ErrorModel
+from diffparam import ErrorModel, GaussianMixture, Schedule, V, gaussian_sensitivity, plan_ddim, sample
 from diffparam.errors import NonFiniteError
 from diffparam.network_error import NetworkError
 
@@ -61,3 +61,18 @@ def test_an_error_that_cannot_be_is_refused() -> None:
         NetworkError(0.1, [0.1, -0.1])
     with pytest.raises(ValueError, match="delta must be a number or an array"):
         NetworkError(np.zeros((2, 2)))
+
+
+def test_a_run_puts_each_calls_error_on_its_own_call() -> None:
+    """An error at one call only moves the sample as that call's gain says, and by nothing where it is zero."""
+    plan = plan_ddim(Schedule.cosine(1000).respace(4), param=V)
+    x = torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    network = GaussianMixture.gaussian(0.5).model(Schedule.cosine(1000), V)
+    exact = sample(network, x, plan)
+    for call in range(4):
+        scale = np.zeros(4)
+        scale[call] = 0.01
+        draws = torch.Generator().manual_seed(1)
+        moved = sample(network, x, plan, generator=draws, output_error=NetworkError(np.zeros(4), scale)) - exact
+        wanted = 0.01 * abs(gaussian_sensitivity(plan, 0.5).output_gain[call])
+        assert moved.square().mean().sqrt().item() == pytest.approx(wanted, rel=5 / math.sqrt(2 * 4000))

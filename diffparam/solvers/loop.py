@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffparam._checks import check_finite, check_sample
 from diffparam.error_model import ErrorModel
+from diffparam.network_error import NetworkError
 from diffparam.parameterization import AngularParam
 from diffparam.rounding import FloatFormat, parse_format
 from diffparam.schedule import Schedule
@@ -60,7 +61,7 @@ def sample(
         x_init: The state at the plan's first angle in its convention, ``(batch, *event)``; sets dtype and device.
         plan: The run.
         generator: Source of all random numbers, on the device of ``x_init``.
-        output_error: Error put on each network output.
+        output_error: Error put on each network output; a :class:`NetworkError` with one entry per call, on its own call.
         state_error: Error put on each new state, as storing it would.
         coefficient_error: Error put on each step's coefficients.
         timestep_error: Error put on the timesteps that the model is told.
@@ -89,7 +90,7 @@ def sample(
                 f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {step.timestep}"
             )
         if output_error is not None:
-            u = output_error.apply(u, generator)
+            u = _error_of_call(output_error, done - 1).apply(u, generator)
         if record is not None:
             _note(record, step, x, u)
         coefficients = step.coefficients
@@ -198,6 +199,11 @@ def ddim_invert(
 def timestep_tensor(timestep: float, x: Tensor) -> Tensor:
     """``(batch,)`` copies of a timestep on the device of ``x``: int64 where it is an integer, else the widest float."""
     return torch.full(x.shape[:1], timestep, device=x.device, dtype=_timestep_dtype(timestep, x))
+
+
+def _error_of_call(error: ErrorModel, call: int) -> ErrorModel:
+    """A calibrated error may differ from call to call."""
+    return error.of_call(call) if isinstance(error, NetworkError) and error.is_per_call else error
 
 
 def _told(timestep: int | float, x: Tensor, error: ErrorModel | None, generator: torch.Generator | None) -> Tensor:

@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 
 import mpmath
+import prediction_speed
 import pytest
 import ratios
 import torch
@@ -104,3 +105,9 @@ def test_an_aim_is_met_or_missed() -> None:
     assert ratios.is_met(11.0, "at least 10")
     assert not ratios.is_met(9.0, "at least 10")
     assert ratios.is_met(9.0, "")
+
+
+def test_prediction_speed_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shows that the script runs; it measures on an idle machine only."""
+    prediction_speed.main(["--quick"])
+    assert "sample_over_network" in capsys.readouterr().out
