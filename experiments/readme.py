@@ -178,8 +178,8 @@ def speed() -> str:
     return (
         f"{table}\n\nCoefficients: largest relative error {ours:.0e} against 50 digits, with diffusers' float32 tables "
         f"{theirs:.0e}. `predict_error` for five parameterizations of 1000 steps takes {predict:.0f} ms, `diffparam report` "
-        f"from the shell {shell:.1f} s ({torch_alone:.1f} s of it importing torch), and `sample` {sampler:.2f} times the network "
-        f"calls alone. A training step of the head in bf16 takes {training:.2f} of the float32 time on this CPU."
+        f"from the shell {shell:.1f} s ({torch_alone:.1f} s of it importing torch), and `sample` {sampler:.2f} times the "
+        f"network calls alone. A training step of the head in bf16 takes {training:.2f} of the float32 time on this CPU."
     )
 
 
