@@ -87,7 +87,9 @@ def safe() -> str:
 
 def check() -> str:
     """Predicted against measured over all cases."""
-    groups = read_record("prediction_check-cpu")["results"]["groups"]
+    results = read_record("prediction_check-cpu")["results"]
+    groups, total = results["groups"], results["all"]
+    above = sorted({row[0] for row in results["worst_exceeded"]})
     rows = []
     for name, v in groups.items():
         span = [_span(v[key]) for key in ("one_step", "final", "flagged_final")]
@@ -95,7 +97,12 @@ def check() -> str:
         rows.append([name, v["cases"], span[0], v["unflagged"], span[1], within, span[2]])
     ranges = [f"{what}: range (median)" for what in ("one call", "final", "flagged")]
     header = ["data, format", "cases", ranges[0], "unflagged", ranges[1], "within 10 %", ranges[2]]
-    return _table(header, rows)
+    exceeded = f"{len(results['worst_exceeded'])} of {total['cases']}"
+    return (
+        f"{_table(header, rows)}\n\nOf {total['unflagged']} unflagged cases {100 * total['final_within']:.1f} % are within 10 %. "
+        f"The worst case is exceeded in {exceeded}, all of {', '.join(above)} data: a rounding sends a sample to the other "
+        "point, which no first-order bound knows."
+    )
 
 
 def _span(values: Sequence[float | None] | None) -> str:
