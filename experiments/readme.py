@@ -99,7 +99,8 @@ def check() -> str:
     header = ["data, format", "cases", ranges[0], "unflagged", ranges[1], "within 10 %", ranges[2]]
     exceeded = f"{len(results['worst_exceeded'])} of {total['cases']}"
     return (
-        f"{_table(header, rows)}\n\nOf {total['unflagged']} unflagged cases {100 * total['final_within']:.1f} % are within 10 %. "
+        f"{_table(header, rows)}\n\n"
+        f"Of {total['unflagged']} unflagged cases {100 * total['final_within']:.1f} % are within 10 %. "
         f"The worst case is exceeded in {exceeded}, all of {', '.join(above)} data: a rounding sends a sample to the other "
         "point, which no first-order bound knows."
     )
