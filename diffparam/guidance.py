@@ -21,7 +21,8 @@ def guide(u_uncond: Tensor, u_cond: Tensor, omega: float) -> Tensor:
         u_cond: Output with the condition, same shape.
         omega: Guidance scale; 1 is no guidance.
 
-    Below float32 the sum is formed in float32 and rounded once: in bf16 the difference of two near outputs is noise.
+    Below float32 the sum is formed in float32 and rounded once. The difference
+    of two near outputs is exact in any format; the rest of the sum is not, and adds roundings to those of the branches.
     """
     check_pair(u_uncond, u_cond, ("u_uncond", "u_cond"))
     omega = check_number(omega, "omega")

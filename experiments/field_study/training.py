@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from experiments.field_study.reports import Head, Report
-from experiments.head_study.arms import Recipe
+from experiments.head_study.arms import Recipe, train
 from experiments.tokens import TokenSet
 from mmar.diffusion_head import DiffusionHead
-from mmar.diffusion_loss import DiffusionLoss, diffusion_loss
+from mmar.diffusion_loss import DiffusionLoss
 
 BLOCKS = 60
 """Points of a recorded loss curve, at most."""
@@ -27,33 +27,15 @@ def train_watched(
     Returns:
         The head, and :func:`describe` of the weighted loss in the report's tail and outside it.
     """
-    torch.manual_seed(seed)
-    arm, schedule = head.arm, report.schedule
-    network = DiffusionHead(data.tokens.shape[1], data.z.shape[1], recipe.width, recipe.depth).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup))
-    weight = head.weight(schedule)
-    draws = torch.Generator().manual_seed(seed)
-    tokens, z = data.tokens.to(device), data.z.to(device)
+    weight = head.weight(report.schedule)
     bins: dict[str, list[float]] = {"tail": [], "rest": []}
 
-    def run(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        return network(x_t, t, condition, dtype=arm.dtype)
-
-    for _ in range(recipe.steps):
-        rows = torch.randint(len(data), (recipe.batch,), generator=draws).to(device)
-        loss = diffusion_loss(
-            run, tokens[rows], z[rows], schedule, param=arm.param,
-            timesteps_per_token=recipe.timesteps_per_token, weight=weight, generator=draws,
-        )  # fmt: skip
-        optimizer.zero_grad()
-        loss.mean.backward()
-        optimizer.step()
-        warmup.step()
+    def watch(loss: DiffusionLoss) -> None:
         for name, value in _by_bin(loss, report, weight).items():
             bins[name].append(value)
-        tick(1)
-    return network.requires_grad_(False), {name: describe(np.asarray(values)) for name, values in bins.items()}
+
+    network = train(head.arm, recipe, data, report.schedule, seed=seed, device=device, tick=tick, weight=weight, watch=watch)
+    return network, {name: describe(np.asarray(values)) for name, values in bins.items()}
 
 
 def describe(loss: np.ndarray) -> dict[str, Any]:

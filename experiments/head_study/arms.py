@@ -12,7 +12,7 @@ from torch import Tensor
 from diffparam import EPSILON, AngularParam, Schedule, V, loss_weight
 from experiments.tokens import TokenSet
 from mmar.diffusion_head import DiffusionHead
-from mmar.diffusion_loss import diffusion_loss
+from mmar.diffusion_loss import DiffusionLoss, diffusion_loss
 
 Precision = Literal["float32", "mixed", "pure"]
 
@@ -82,16 +82,38 @@ class Recipe:
 
 
 def train(
-    arm: Arm, recipe: Recipe, data: TokenSet, schedule: Schedule, *, seed: int, device: str, tick: Callable[[int], None]
+    arm: Arm,
+    recipe: Recipe,
+    data: TokenSet,
+    schedule: Schedule,
+    *,
+    seed: int,
+    device: str,
+    tick: Callable[[int], None],
+    weight: Tensor | None = None,
+    watch: Callable[[DiffusionLoss], None] | None = None,
 ) -> DiffusionHead:
-    """Train one arm. Data order, timesteps, noise and initial weights depend on the seed alone, not on the arm."""
+    """Train one arm. Data order, timesteps, noise and initial weights depend on the seed alone, not on the arm.
+
+    Args:
+        arm: What the head outputs and what it computes in.
+        recipe: Shared by all arms.
+        data: What it trains on.
+        schedule: Training schedule.
+        seed: Of everything random.
+        device: Where the head is.
+        tick: Called with 1 after each step.
+        weight: Weight per timestep index; by default the arm's own.
+        watch: Called with the loss of each step, after the step.
+    """
     torch.manual_seed(seed)
     head = DiffusionHead(data.tokens.shape[1], data.z.shape[1], recipe.width, recipe.depth).to(device)
     if arm.precision == "pure":
         head = head.to(torch.bfloat16)
     optimizer = torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup))
-    weight = loss_weight(schedule.phi, source=arm.param, target=V).clamp(max=recipe.weight_bound) if arm.v_weighted else None
+    if weight is None and arm.v_weighted:
+        weight = loss_weight(schedule.phi, source=arm.param, target=V).clamp(max=recipe.weight_bound)
     draws = torch.Generator().manual_seed(seed)
     tokens, z = data.tokens.to(device), data.z.to(device)
 
@@ -108,5 +130,7 @@ def train(
         loss.mean.backward()
         optimizer.step()
         warmup.step()
+        if watch is not None:
+            watch(loss)
         tick(1)
     return head.requires_grad_(False)
