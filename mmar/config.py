@@ -1,14 +1,14 @@
 """What an MMAR is made of: one checked configuration with a part for each module (paper section 3.3.2)."""
 
-from __future__ import annotations
-
+# Annotations are read at run time by `strict`, which checks the type of every field: no `from __future__ import annotations`.
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
+from torch import Tensor
 from transformers import PreTrainedConfig, Qwen2Config
 
-from diffparam import AngularParam, Schedule, parse_parameterization
+from diffparam import AngularParam, Schedule, loss_weight, parse_parameterization
 from mmar.presets import PRESETS
 
 ImageObjective = Literal[
@@ -30,17 +30,22 @@ class _Part(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        known = {f.name for f in dataclasses.fields(self)}
-        foreign = (k for k in kwargs if k in self.__dict__ and k not in known and not hasattr(type(self), k))
-        unknown = sorted(k for k in foreign if not k.startswith("_"))
-        if unknown:
-            own = sorted(known - {f.name for f in dataclasses.fields(PreTrainedConfig)})
-            raise ValueError(f"{type(self).__name__} options must be among {', '.join(own)}; got {', '.join(unknown)}")
+        _refuse_unknown(self)
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
+
+
+def _refuse_unknown(config: PreTrainedConfig) -> None:
+    """An option that transformers does not know becomes an attribute: a misspelt one would change nothing."""
+    known = {f.name for f in dataclasses.fields(config)}
+    foreign = (k for k in vars(config) if k not in known and not hasattr(type(config), k))
+    unknown = sorted(k for k in foreign if not k.startswith("_"))
+    if unknown:
+        own = sorted(known - {f.name for f in dataclasses.fields(PreTrainedConfig)})
+        raise ValueError(f"{type(config).__name__} options must be among {', '.join(own)}; got {', '.join(unknown)}")
 
 
 @strict
@@ -135,24 +140,36 @@ class DiffusionHeadConfig(_Part):
         prediction_type: Name of an :class:`diffparam.AngularParam`: v_prediction, epsilon, sample, flow, edm, ...
         sigma_data: Standard deviation of the tokens; for edm, trigflow and optimal only.
         timesteps_per_token: Noise levels per condition z in training (K): 4 in stage 1, 8 in stage 2.
+        loss_space: Prediction type in whose space all timesteps weigh the same; that of the output by default (eq. 8). An
+            epsilon head with v_prediction here separates the paper's ablation from its weighting.
     """
 
     model_type = "mmar_diffusion_head"
     width: int = 1024
     depth: int = 8
     prediction_type: str = "v_prediction"
-    sigma_data: float | None = None
+    sigma_data: float | int | None = None
     timesteps_per_token: int = 4
+    loss_space: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self._require_positive("width", "depth", "timesteps_per_token")
         parse_parameterization(self.prediction_type, sigma_data=self.sigma_data)
+        if self.loss_space is not None:
+            parse_parameterization(self.loss_space)
 
     @property
     def param(self) -> AngularParam:
         """What the output means."""
         return parse_parameterization(self.prediction_type, sigma_data=self.sigma_data)
+
+    def loss_weight(self, schedule: Schedule) -> Tensor | None:
+        """Weight of each timestep in the loss of the output, ``(len(schedule),)`` float64; None where all are 1."""
+        if self.loss_space is None:
+            return None
+        weight: Tensor = loss_weight(schedule.phi, source=self.param, target=parse_parameterization(self.loss_space))
+        return weight
 
 
 @strict
@@ -199,7 +216,7 @@ class PLoRAConfig(_Part):
 
     model_type = "mmar_plora"
     rank: int = 512
-    alpha: float | None = None
+    alpha: float | int | None = None
     implementation: Literal["gather", "mask"] = "gather"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -249,7 +266,7 @@ class MMARConfig(_Part):
     plora_config: dict | PreTrainedConfig | None = None
     image_objective: ImageObjective = "masked_diffusion"
     image_positions: Literal["shared", "sequential"] = "shared"
-    image_loss_weight: float = 1.0
+    image_loss_weight: float | int = 1.0
     image_token_id: int = 151646
     boi_token_id: int = 151647
     eoi_token_id: int = 151648
@@ -258,6 +275,7 @@ class MMARConfig(_Part):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        _refuse_unknown(self.text_config)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self._check_ids()
         self._check_objective()
@@ -265,7 +283,7 @@ class MMARConfig(_Part):
             raise ValueError(f"image_loss_weight must be at least 0, got {self.image_loss_weight}")
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> MMARConfig:
+    def preset(cls, name: str, **options: Any) -> Self:
         """A named size: mmar-0.5b and mmar-7b (the paper's), mmar-tiny, mmar-digits, mmar-scenes.
 
         Args:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmar.layers import XavierLinear, ZeroLinear
 from mmar.precision import Linear
 
 
@@ -29,7 +30,7 @@ class TimeEmbedding(nn.Module):
         self.frequencies = frequencies
         self.up = Linear(frequencies, width)
         self.out = Linear(width, width)
-        for layer in (self.up, self.out):
+        for layer in (self.up, self.out):  # also what transformers does to a linear layer that has no rule of its own
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
@@ -45,9 +46,9 @@ class AdaLNBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.up = _xavier(Linear(width, width))
-        self.out = _xavier(Linear(width, width))
-        self.modulation = _zero(Linear(width, 3 * width))
+        self.up = XavierLinear(width, width)
+        self.out = XavierLinear(width, width)
+        self.modulation = ZeroLinear(width, 3 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """``(batch, width)`` and the condition after its SiLU to ``(batch, width)``."""
@@ -75,12 +76,12 @@ class DiffusionHead(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.token_dim, self.condition_dim = token_dim, condition_dim
-        self.token_in = _xavier(Linear(token_dim, width))
-        self.condition_in = _xavier(Linear(condition_dim, width))
+        self.token_in = XavierLinear(token_dim, width)
+        self.condition_in = XavierLinear(condition_dim, width)
         self.time_embedding = TimeEmbedding(width)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
-        self.final_modulation = _zero(Linear(width, 2 * width))
-        self.token_out = _zero(Linear(width, token_dim))
+        self.final_modulation = ZeroLinear(width, 2 * width)
+        self.token_out = ZeroLinear(width, token_dim)
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """The output for noisy tokens.
@@ -117,15 +118,3 @@ class DiffusionHead(nn.Module):
                     f"{name} must have shape {shape} (x_t decides the batch), got {tuple(value.shape)}; "
                     "flatten tokens to (batch * tokens, channels)"
                 )
-
-
-def _xavier(layer: Linear) -> Linear:
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _zero(layer: Linear) -> Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

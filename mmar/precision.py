@@ -1,4 +1,4 @@
-"""Linear layers that compute in the dtype of their input, whatever the dtype of their weights.
+"""Which dtype a layer computes in, and linear layers that compute in the dtype of their input whatever their weights are.
 
 bf16 forward with float32 master weights is ``layer(x.bfloat16())`` on a float32 module; pure bf16 is ``module.bfloat16()``.
 """
@@ -21,6 +21,12 @@ class Linear(nn.Linear):
         if x.dtype is torch.bfloat16 and x.device.type == "cpu" and not native_bf16_matmul():
             return _accumulated_in_float32(x, weight, bias)
         return functional.linear(x, weight, bias)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of autocast on the device of ``weight`` where it is on, else the dtype of ``weight``."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 @functools.cache

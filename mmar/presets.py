@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-_QWEN2 = {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "max_position_embeddings": 32768}
+_QWEN2 = {
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "max_position_embeddings": 32768,
+}
 _SMALL_IDS = {"image_token_id": 4, "boi_token_id": 5, "eoi_token_id": 6}
 """Of the small tokenizers: <|endoftext|> <|im_start|> <|im_end|> then a reserved one, then the three of images."""
 

@@ -1,0 +1,221 @@
+"""MMAR: a frozen language model that reads and draws image tokens (paper section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from mmar.config import MMARConfig
+from mmar.image_batch import image_batch
+from mmar.image_head import ImageLoss
+from mmar.image_model import build_image_model
+from mmar.language_model import MMARTextModel
+from mmar.layers import LearnedTable, initialize_leaf
+from mmar.layout import ImageIds, SequenceLayout, sequence_layout
+from mmar.output import MMAROutput
+from mmar.text_loss import text_loss
+
+
+class MMARForConditionalGeneration(PreTrainedModel):
+    """Text and image tokens in, losses or logits and states z out.
+
+    Args:
+        config: Sizes, objective, parameterization.
+
+    The language model is frozen but for its adapters.
+    """
+
+    config_class = MMARConfig
+    main_input_name = "input_ids"
+    input_modalities = ("text", "image")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Qwen2DecoderLayer", "Block", "AdaLNBlock")
+    _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}  # noqa: RUF012 - as transformers spells it
+
+    def __init__(self, config: MMARConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.language_model = MMARTextModel(config.text_config, config.plora_config)
+        self.lm_head = nn.Linear(width, config.text_config.vocab_size, bias=False)
+        self.boundary = LearnedTable(2, width, std=config.initializer_range)  # begin and end of image
+        self.image_model = build_image_model(config)
+        self.image_ids = ImageIds(config.image_token_id, config.boi_token_id, config.eoi_token_id, config.image_config.count)
+        self.post_init()
+        self.freeze()
+
+    # -- what is trained --------------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Leave trainable: adapters, image model, begin and end of image. Checkpoints do not hold this: done on every load."""
+        for name, parameter in self.named_parameters():
+            backbone = name.startswith(("language_model.", "lm_head.")) and "lora_" not in name
+            parameter.requires_grad_(not (backbone or "codebook" in name))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; then :meth:`freeze`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        return loaded
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if not initialize_leaf(module):
+            super()._init_weights(module)
+
+    # -- what transformers asks for ---------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The frozen embedding of text."""
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of text."""
+        self.language_model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The frozen language model head."""
+        return self.lm_head
+
+    # -- the parts of a forward pass --------------------------------------------------------------------------------------
+
+    def layout(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceLayout:
+        """Blocks, positions and attention of ``(B, L)`` rows; see :func:`mmar.layout.sequence_layout`."""
+        return sequence_layout(
+            input_ids,
+            attention_mask,
+            ids=self.image_ids,
+            shared_positions=self.config.image_positions == "shared",
+            causal_images=self.config.is_causal,
+        )
+
+    def embed_text(self, input_ids: Tensor) -> Tensor:
+        """``(B, L)`` ids to ``(B, L, H)``; boi and eoi from their own table, image placeholders as zeros."""
+        is_boi, is_eoi = input_ids == self.image_ids.boi, input_ids == self.image_ids.eoi
+        is_image = input_ids == self.image_ids.image
+        embeds = self.language_model.embed_tokens(input_ids.masked_fill(is_boi | is_eoi | is_image, 0))  # (B, L, H)
+        boundary = self.boundary(is_eoi.long()).to(embeds.dtype)  # (B, L, H)
+        embeds = torch.where((is_boi | is_eoi)[..., None], boundary, embeds)
+        return embeds.masked_fill(is_image[..., None], 0.0)
+
+    def image_states(self, hidden: Tensor, is_image: Tensor) -> Tensor:
+        """States z of the image tokens, ``(n, N, H)`` of ``(B, L, H)``: at their own places; one before if causal."""
+        where = is_image.roll(-1, dims=1) if self.config.is_causal else is_image  # (B, L); column 0 is never an image token
+        return hidden[where].view(-1, self.image_ids.count, hidden.shape[-1])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        image_tokens: Tensor | None = None,
+        known: Tensor | None = None,
+        image_targets: Tensor | None = None,
+        image_timesteps: Tensor | None = None,
+        labels: Tensor | None = None,
+        timesteps_per_token: int | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        output_image_states: bool = False,
+        return_dict: bool | None = None,
+    ) -> MMAROutput:
+        """Run a batch.
+
+        Args:
+            input_ids: ``(B, L)``, each image a block boi, N placeholders, eoi.
+            attention_mask: ``(B, L)``, 0 on padding; with a cache ``(B, past + L)``.
+            position_ids: ``(B, L)``; by default those of :meth:`layout`. Needed where a cache holds images.
+            past_key_values: A cache; images come with the call that starts it.
+            image_tokens: ``(n, N, C)`` latents of unit scale, or ``(n, N)`` codes; also grouped by row ``(B, I, N, ...)``.
+            known: ``(n, N)`` bool, the tokens that may be read; None: all.
+            image_targets: ``(n,)`` bool, the images that are drawn; None: those with unknown tokens.
+            image_timesteps: ``(n,)`` noise levels, transfusion-like only.
+            labels: ``(B, L)`` text to predict, -100 elsewhere.
+            timesteps_per_token: K; as configured by default.
+            generator: CPU source of timesteps and noise.
+            use_cache: Fill a cache and return it.
+            logits_to_keep: Last positions that need logits; 0: all.
+            output_image_states: Return z of every image token.
+            return_dict: Accepted for transformers; the answer is always an :class:`MMAROutput`.
+        """
+        has_images = image_tokens is not None or bool((input_ids == self.image_ids.image).any())
+        if not has_images:
+            out = self._run_text(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+            return self._output(out, labels, logits_to_keep, None)
+        if past_key_values is not None and past_key_values.get_seq_length():
+            raise ValueError("image_tokens must come with the call that starts the cache, got a filled cache; start a new one")
+        layout = self.layout(input_ids, attention_mask)
+        per_row = layout.block.amax(-1)  # (B,)
+        images = image_batch(self.config, per_row, image_tokens, known, image_targets, image_timesteps)
+        if images is None:  # an empty batch of images
+            out = self._run_text(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+            return self._output(out, labels, logits_to_keep, None)
+        encoded = self.image_model.encode(images, generator)
+        embeds = self.embed_text(input_ids)
+        out = self.language_model(
+            inputs_embeds=embeds.masked_scatter(layout.is_image[..., None], encoded.features.to(embeds.dtype)),  # (B, L, H)
+            attention_mask={"full_attention": layout.attend},
+            position_ids=layout.position_ids if position_ids is None else position_ids,
+            past_key_values=past_key_values,
+            use_cache=bool(use_cache),
+            image_token_mask=layout.is_image,
+        )
+        z = self.image_states(out.last_hidden_state, layout.is_image)  # (n, N, H)
+        loss = self.image_model.loss(images, encoded, z, timesteps_per_token, generator)
+        return self._output(out, labels, logits_to_keep, loss, z if output_image_states else None)
+
+    def _run_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        use_cache: bool | None,
+    ) -> BaseModelOutputWithPast:
+        """Text alone goes the way of plain Qwen2, bit for bit."""
+        return self.language_model(
+            inputs_embeds=self.embed_text(input_ids),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=bool(use_cache),
+        )
+
+    def _output(
+        self,
+        out: BaseModelOutputWithPast,
+        labels: Tensor | None,
+        logits_to_keep: int,
+        image: ImageLoss | None,
+        image_states: Tensor | None = None,
+    ) -> MMAROutput:
+        hidden, output = out.last_hidden_state, MMAROutput(past_key_values=out.past_key_values, image_states=image_states)
+        if labels is None:
+            output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)  # (B, L, V)
+        else:
+            output.text_loss, output.text_count = text_loss(hidden, labels, self.lm_head)
+        if image is not None:
+            output.image_loss, output.image_count = image.mean, image.tokens
+            output.image_rows, output.image_timesteps = image.per_row, image.timesteps
+        output.loss = self._total(output.text_loss, output.image_loss, hidden)
+        return output
+
+    def _total(self, text: Tensor | None, image: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """``text + lambda image``; in training every parameter takes part, with weight 0, so that all ranks reduce the same."""
+        parts = [] if text is None else [text]
+        if image is not None:
+            parts.append(self.config.image_loss_weight * image)
+        if not parts:
+            return None
+        total = torch.stack(parts).sum()
+        if self.training:
+            unused = (p.flatten()[:1].float().sum() * 0.0 for p in self.parameters() if p.requires_grad)
+            total = total + sum(unused, torch.zeros_like(total))
+        return total
