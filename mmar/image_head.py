@@ -13,7 +13,7 @@ from diffparam import Schedule
 from mmar.config import MMARConfig
 from mmar.diffusion_head import DiffusionHead
 from mmar.diffusion_loss import diffusion_loss
-from mmar.layers import XavierLinear, ZeroLinear
+from mmar.layers import ScaledLinear, ZeroLinear
 from mmar.precision import compute_dtype
 from mmar.projectors import Projector
 
@@ -89,7 +89,7 @@ class CodebookHead(nn.Module):
     def __init__(self, config: MMARConfig) -> None:
         super().__init__()
         size = config.image_config.codebook_size
-        self.out = XavierLinear(config.text_config.hidden_size, size)
+        self.out = ScaledLinear(config.text_config.hidden_size, size, std=config.initializer_range)
 
     def forward(self, z: Tensor) -> Tensor:
         """``(rows, H)`` to float32 logits ``(rows, K)``."""

@@ -87,7 +87,7 @@ def image_blocks(input_ids: Tensor, ids: ImageIds) -> Tensor:
         r, c = int(row[broken[0]]), int(start[broken[0]])
         raise ValueError(
             f"input_ids must hold {ids.count} image tokens and an end-of-image after each begin-of-image, got "
-            f"{int((found[broken[0]] == ids.image).sum())} image tokens after row {r}, column {c}; let the processor expand images"
+            f"{int((found[broken[0]] == ids.image).sum())} image tokens after row {r}, column {c}; the processor expands images"
         )
     strays = int(is_image.sum()) - ids.count * len(row), int((input_ids == ids.eoi).sum()) - len(row)
     if any(strays):
