@@ -1,6 +1,6 @@
 """How large are the paper's models, and does MMAR-0.5B take a training step on one CPU machine?
 
-Parameters are counted on the meta device, where nothing is allocated. Then one real forward and backward of a preset at batch 1:
+Parameters are counted on the meta device, where nothing is allocated. Then a real forward and backward of a preset at batch 1:
 an image to draw and an image to read, bf16 under autocast with float32 trained parameters over a frozen bf16 language model.
 Weights are random: sizes, memory and time do not depend on their values.
 """
