@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -27,17 +27,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """File names of peft."""
 
 PEFT_TYPE = "PLORA: a LoRA for image tokens only, which peft cannot apply; load it with mmar.adapter_files.load_adapter"
-"""Value of ``peft_type``. peft knows no such type and raises ``KeyError`` with this text; what counts stands before the colon."""
+"""Value of ``peft_type``. peft knows none such and raises ``KeyError`` with this text; what counts is before the colon."""
 
 PREFIX = "base_model.model.model."
 """Before each name: what peft and ``Qwen2ForCausalLM`` wrap around the decoder."""
 
-_FREE = {"r", "lora_alpha", "target_modules", "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision"} | {
-    "inference_mode",
-    "auto_mapping",
-    "lora_dropout",  # of training
-}
-"""Options of a LoRA that are compared elsewhere or change nothing in what it computes."""
+_COMPARED = {"peft_type", "r", "lora_alpha", "target_modules"}
+_ABOUT_THE_FILE = {"peft_version", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode"}
+_OF_TRAINING = {"lora_dropout"}
+"""Options that are looked at one by one, or change nothing in what a LoRA computes."""
 
 
 def save_adapter(model: MMARTextModel, folder: str | Path) -> None:
@@ -55,7 +53,11 @@ def save_adapter(model: MMARTextModel, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     named = {PREFIX + name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(named, Path(folder) / WEIGHTS, metadata={"format": "pt"})
-    options = config.to_dict() | {"peft_type": PEFT_TYPE, "target_modules": sorted(config.target_modules), "inference_mode": True}
+    options = config.to_dict() | {
+        "peft_type": PEFT_TYPE,
+        "target_modules": sorted(config.target_modules),
+        "inference_mode": True,
+    }
     (Path(folder) / CONFIG).write_text(json.dumps(options, indent=2, sort_keys=True) + "\n")
 
 
@@ -86,7 +88,7 @@ def load_adapter(model: MMARTextModel, folder: str | Path, *, convert: bool = Fa
 def _adapter_config(model: MMARTextModel) -> LoraConfig:
     if not any(image_expert_layers(model)):
         raise ValueError("model must have an image expert, got none; build MMARTextModel with a PLoRAConfig")
-    return model.peft_config[ADAPTER]
+    return cast(LoraConfig, model.peft_config[ADAPTER])
 
 
 def _targets(model: MMARTextModel) -> dict[str, Tensor]:
@@ -108,7 +110,9 @@ def _check_method(options: dict[str, Any], convert: bool) -> None:
             "takes it and applies it to image tokens only"
         )
     if method not in ("PLORA", "LORA"):
-        raise ValueError(f"peft_type must be PLORA, or LORA with convert=True, got {method!r}; other methods cannot be converted")
+        raise ValueError(
+            f"peft_type must be PLORA, or LORA with convert=True, got {method!r}; other methods cannot be converted"
+        )
 
 
 def _check_options(options: dict[str, Any], config: LoraConfig) -> None:
@@ -118,15 +122,16 @@ def _check_options(options: dict[str, Any], config: LoraConfig) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise ValueError(
-                f"{name} must be {_shown(value)}, as in the model, got {_shown(found[name])}; build the model with the rank and "
-                f"alpha of the adapter, which covers {', '.join(TARGETS)}"
+                f"{name} must be {_shown(value)}, as in the model, got {_shown(found[name])}; build the model with the rank "
+                f"and alpha of the adapter, which covers {', '.join(TARGETS)}"
             )
     plain = LoraConfig().to_dict()
-    strange = sorted(name for name, value in options.items() if name not in _FREE and not _is_plain(name, value, plain))
+    others = options.keys() - _COMPARED - _ABOUT_THE_FILE - _OF_TRAINING
+    strange = sorted(name for name in others if not _is_plain(name, options[name], plain))
     if strange:
+        found_text = ", ".join(f"{name}={options[name]!r}" for name in strange)
         raise ValueError(
-            f"the adapter must be plain LoRA, got {', '.join(f'{name}={options[name]!r}' for name in strange)}; these change what "
-            "it computes, or this version of peft does not know them"
+            f"the adapter must be plain LoRA, got {found_text}; these change what it computes, or are unknown to this peft"
         )
 
 

@@ -72,8 +72,8 @@ class ImageTokensConfig(_Part):
         self._require_positive("image_size", "grid", "channels")
         if self.codebook_size is not None and self.codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, or None for continuous tokens, got {self.codebook_size}")
-        if self.image_size % self.grid:
-            raise ValueError(f"image_size must be a multiple of grid, got {self.image_size} and {self.grid}")
+        if self.tokenizer == "patches" and self.image_size % self.grid:
+            raise ValueError(f"image_size must be a multiple of grid for patches, got {self.image_size} and {self.grid}")
 
     @property
     def count(self) -> int:
@@ -257,13 +257,13 @@ class MMARConfig(_Part):
         "plora_config": PLoRAConfig,
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    image_config: dict | PreTrainedConfig | None = None
-    embedding_vit_config: dict | PreTrainedConfig | None = None
-    projector_config: dict | PreTrainedConfig | None = None
-    diffusion_head_config: dict | PreTrainedConfig | None = None
-    schedule_config: dict | PreTrainedConfig | None = None
-    plora_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    image_config: Any = None
+    embedding_vit_config: Any = None
+    projector_config: Any = None
+    diffusion_head_config: Any = None
+    schedule_config: Any = None
+    plora_config: Any = None
     image_objective: ImageObjective = "masked_diffusion"
     image_positions: Literal["shared", "sequential"] = "shared"
     image_loss_weight: float | int = 1.0

@@ -34,10 +34,11 @@ class Block(nn.Module):
     def __init__(self, config: EmbeddingViTConfig) -> None:
         super().__init__()
         width = config.hidden_size
+        inner = config.intermediate_size or 4 * width
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attention = Attention(config)
-        self.up = XavierLinear(width, config.intermediate_size)
-        self.down = XavierLinear(config.intermediate_size, width)
+        self.up = XavierLinear(width, inner)
+        self.down = XavierLinear(inner, width)
 
     def forward(self, x: Tensor, *, causal: bool) -> Tensor:
         """``(B, n, D)`` to ``(B, n, D)``."""

@@ -75,7 +75,7 @@ class LearnedTable(nn.Module):
 
 def initialize_leaf(module: nn.Module) -> bool:
     """Start a module of this file as its class says; False for any other module."""
-    own = isinstance(module, XavierLinear | ZeroLinear | ScaledLinear | LearnedTable)
-    if own:
+    if isinstance(module, XavierLinear | ZeroLinear | ScaledLinear | LearnedTable):
         module.reset_parameters()
-    return own
+        return True
+    return False

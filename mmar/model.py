@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from mmar.checkpoint import CheckpointedModel
 from mmar.config import MMARConfig
+from mmar.generation.text import TextGenerationMixin
 from mmar.image_batch import image_batch
 from mmar.image_head import ImageLoss
 from mmar.image_model import build_image_model
@@ -21,7 +22,7 @@ from mmar.output import MMAROutput
 from mmar.text_loss import text_loss
 
 
-class MMARForConditionalGeneration(PreTrainedModel):
+class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
     """Text and image tokens in, losses or logits and states z out.
 
     Args:

@@ -68,5 +68,5 @@ def _check_config(ours: Qwen2Config, theirs: Qwen2Config) -> None:
     different = [f"{name} {theirs} instead of {ours}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if different:
         raise ValueError(
-            f"text_config must be that of the checkpoint, got there {'; '.join(different)}; build the model with the checkpoint's"
+            f"text_config must be that of the checkpoint, got {'; '.join(different)}; build the model with the checkpoint's"
         )

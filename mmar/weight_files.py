@@ -43,7 +43,10 @@ class TensorSource:
         files = _files(path) if path.is_dir() else [path]
         lost = [str(file) for file in files if not file.is_file()]
         if lost:
-            raise FileNotFoundError(f"weights must be safetensors, got no {', '.join(lost)}; fetch the whole folder")
+            raise FileNotFoundError(
+                f"weights must be safetensors, got no {', '.join(lost)}; fetch the whole folder, or save the "
+                "model anew with save_pretrained"
+            )
         opened = [safe_open(file, framework="pt") for file in files]
         holder = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in holder.items()}
@@ -74,7 +77,9 @@ def copy_strictly(source: TensorSource, targets: Mapping[str, Tensor], *, remedy
     found = {"missing": sorted(missing), "surplus": sorted(surplus), "of wrong shape": details}
     misfits = [f"{len(names)} {what} ({_some(names)})" for what, names in found.items() if names]
     if misfits:
-        raise ValueError(f"{source.origin} must hold the {len(wanted)} tensors of the model, got {', '.join(misfits)}; {remedy}")
+        raise ValueError(
+            f"{source.origin} must hold the {len(wanted)} tensors of the model, got {', '.join(misfits)}; {remedy}"
+        )
     if any(target.is_meta for target in targets.values()):
         raise ValueError("the model must have memory to load into, got parameters on the meta device; build it on a real one")
     with torch.no_grad():

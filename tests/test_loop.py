@@ -33,7 +33,7 @@ from diffparam import (
     step_error_rms,
 )
 from diffparam.prediction.step import OutputMoments
-from diffparam.solvers.loop import plan_ddim
+from diffparam.solvers.loop import plan_ddim, sample
 
 SIGMA_DATA = 2.0
 ORACLE = GaussianMixture.gaussian(SIGMA_DATA, dim=3)
@@ -229,6 +229,31 @@ def test_the_initial_noise_is_not_written_to() -> None:
     x = start()
     ddim_sample(ORACLE.model(even(5), V), x, even(5), param=V)
     assert torch.equal(x, start())
+
+
+@pytest.mark.parametrize("arithmetic", [None, "bfloat16"])
+def test_noise_may_come_from_the_caller(arithmetic: str | None) -> None:
+    """So that each item of a batch can have a generator of its own: its run does not know the others."""
+    plan = plan_ddim(even(5), param=V, eta=1.0)
+
+    def run(x: Tensor, seeds: list[int]) -> Tensor:
+        sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def noise(x: Tensor) -> Tensor:
+            return torch.stack([torch.randn(3, generator=source, dtype=x.dtype) for source in sources])
+
+        return sample(ORACLE.model(even(5), V), x, plan, noise=noise, arithmetic=arithmetic)
+
+    alone = run(start()[1:], [7])
+    assert torch.equal(run(start(), [6, 7])[1:], alone)
+    assert not torch.equal(run(start(), [7, 6])[1:], alone)  # the control
+    same = sample(
+        ORACLE.model(even(5), V), start()[1:], plan, generator=torch.Generator().manual_seed(7), arithmetic=arithmetic
+    )
+    assert torch.equal(alone, same)  # one source is what a generator is
+    with pytest.raises(ValueError, match="noise and x must have the same shape"):
+        sample(ORACLE.model(even(5), V), start(), plan, noise=lambda x: x[:1])
+    sample(ORACLE.model(even(5), V), start(), plan_ddim(even(5), param=V), noise=lambda x: x[:1])  # nobody asks
 
 
 # -- precision --------------------------------------------------------------------------------------------------------

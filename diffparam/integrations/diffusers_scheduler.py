@@ -32,7 +32,7 @@ except ImportError as error:
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-class AngularScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class AngularScheduler(Noising, SchedulerMixin, ConfigMixin):
     r"""Any solver for any prediction type, in float64 angles, where diffusers takes a scheduler.
 
     ``AngularScheduler.from_config(pipe.scheduler.config)`` reads DDIM, DDPM, Euler, Euler ancestral, Heun, DPM-Solver++ and

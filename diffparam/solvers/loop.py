@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_finite, check_sample
+from diffparam._checks import check_finite, check_pair, check_sample
 from diffparam.error_model import ErrorModel
 from diffparam.network_error import NetworkError
 from diffparam.parameterization import AngularParam
@@ -44,6 +44,7 @@ def sample(
     x_init: Tensor,
     plan: Plan,
     *,
+    noise: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
     output_error: ErrorModel | None = None,
     state_error: ErrorModel | None = None,
@@ -60,7 +61,9 @@ def sample(
             dtype (bf16) than the state.
         x_init: The state at the plan's first angle in its convention, ``(batch, *event)``; sets dtype and device.
         plan: The run.
-        generator: Source of all random numbers, on the device of ``x_init``.
+        noise: ``noise(x)``, standard normal numbers like the state, asked for before each update that adds some; drawn from
+            ``generator`` if missing. With it the items of a batch can have sources of their own.
+        generator: Source of all other random numbers, on the device of ``x_init``.
         output_error: Error put on each network output; a :class:`NetworkError` with one entry per call, on its own call.
         state_error: Error put on each new state, as storing it would.
         coefficient_error: Error put on each step's coefficients.
@@ -96,10 +99,13 @@ def sample(
         coefficients = step.coefficients
         if coefficient_error is not None:
             coefficients = coefficients.perturbed(coefficient_error, generator)
+        z = noise(x) if noise is not None and coefficients.is_stochastic else None
+        if z is not None:
+            check_pair(z, x, ("noise", "x"))
         if fmt is None:
-            x, memory = advance(coefficients, u, x, memory, generator=generator)
+            x, memory = advance(coefficients, u, x, memory, noise=z, generator=generator)
         else:
-            x, memory = advance_rounded(coefficients, u, x, memory, fmt, generator=generator)
+            x, memory = advance_rounded(coefficients, u, x, memory, fmt, noise=z, generator=generator)
         if state_error is not None:
             x = state_error.apply(x, generator)
         if on_step is not None:

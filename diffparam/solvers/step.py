@@ -67,16 +67,22 @@ def apply_step(
 
 
 def advance(
-    step: StepCoefficients, u: Tensor, x: Tensor, memory: Tensor | None, *, generator: torch.Generator | None = None
+    step: StepCoefficients,
+    u: Tensor,
+    x: Tensor,
+    memory: Tensor | None,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One planned update without checks: the next state and the next memory, None where the step writes none.
 
     Below float32 the memory is float32 and the state is rounded once.
     """
     if not (step.gain_m or step.memory_u or step.memory_x):
-        return apply_step(step, u, x, generator=generator), None
+        return apply_step(step, u, x, noise=noise, generator=generator), None
     wide = x if x.dtype.itemsize >= 4 else x.float()
-    x_next = apply_step(step, u, wide, generator=generator)
+    x_next = apply_step(step, u, wide, noise=noise, generator=generator)
     if step.gain_m and memory is not None:
         x_next = torch.add(x_next, memory, alpha=step.gain_m)
     kept = combine(step.memory_x, wide, step.memory_u, u) if step.memory_u or step.memory_x else None
@@ -90,6 +96,7 @@ def advance_rounded(
     memory: Tensor | None,
     fmt: FloatFormat,
     *,
+    noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """:func:`advance` as arithmetic in ``fmt`` does it: coefficients, every product and every sum rounded to nearest."""
@@ -97,7 +104,9 @@ def advance_rounded(
     step = step.perturbed(to)
     terms = [(step.gain_x, x), (step.gain_u, u), (step.gain_m, memory)]
     if step.is_stochastic:
-        terms.append((step.noise, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)))
+        if noise is None:
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        terms.append((step.noise, noise))
 
     def total(parts: list[tuple[float, Tensor | None]]) -> Tensor:
         out: Tensor | None = None

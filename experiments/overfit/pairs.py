@@ -43,8 +43,8 @@ class Pairs:
         return [GenerationSample(caption) for caption in self.captions]
 
     def reading(self) -> list[UnderstandingSample]:
-        """Samples whose image is read: all questions of an image in one row."""
-        return [UnderstandingSample([None], turns) for turns in self.questions]
+        """Samples whose image is read: one per question, image by image."""
+        return [UnderstandingSample([None], [turn]) for turns in self.questions for turn in turns]
 
 
 def make_pairs(config: MMARConfig) -> Pairs:

@@ -40,17 +40,18 @@ def teach_text(model: MMARForConditionalGeneration, pairs: Pairs, steps: int, ti
 def teach_images(
     model: MMARForConditionalGeneration, pairs: Pairs, *, steps: int, copies: int, lr: float, seed: int, tick: Tick
 ) -> dict[str, list[float]]:
-    """Draw and read the four images until they are known by heart; losses every step."""
+    """Draw and read the four images until they are known by heart, with the paper's two stages; losses every step."""
     batch = pairs.processor.training_batch(pairs.drawing() * copies + pairs.reading())
-    tokens = torch.cat([pairs.tokens] * (copies + 1))
+    tokens = torch.cat([pairs.tokens] * copies + [pairs.tokens.repeat_interleave(len(pairs.questions[0]), 0)])
     targets: Tensor = batch["image_targets"]
     rows = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    g, ratio = torch.Generator().manual_seed(seed), MaskRatio("uniform", 0.0, 1.0)
+    g = torch.Generator().manual_seed(seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     losses: dict[str, list[float]] = {"text": [], "image": []}
-    for _ in range(steps):
+    for step in range(steps):
+        ratio = MaskRatio.stage1() if step < steps // 2 else MaskRatio.stage2()  # both draw all 16 tokens masked in a quarter
         known = draw_known(len(tokens), tokens.shape[1], ratio.sample(g), g) | ~targets[:, None]
         with torch.autocast("cpu", torch.bfloat16):
             output = model(**rows, image_tokens=tokens, known=known, generator=g)

@@ -71,19 +71,16 @@ class ImageTokenizer(FrozenModule, ABC):
         """Unscaled latents ``(B, N, channels)``, any dtype."""
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Pixels of unscaled latents ``(B, N, channels)``."""
-        raise NotImplementedError(
-            f"image tokenizer {self.name!r} must not be asked to decode: it is an encoder only, for understanding; "
-            "generate with kl-16, vq-16, dc-ae or patches"
-        )
+        """Pixels of unscaled latents ``(B, N, channels)``, if ``can_decode``."""
+        raise NotImplementedError
 
     def _encode_codes(self, pixels: Tensor) -> Tensor:
-        """Codes ``(B, N)``."""
-        raise NotImplementedError(self._no_codes())
+        """Codes ``(B, N)``, if there is a codebook."""
+        raise NotImplementedError
 
     def _codebook(self) -> Tensor:
-        """Unscaled entries ``(K, channels)``."""
-        raise NotImplementedError(self._no_codes())
+        """Unscaled entries ``(K, channels)``, if there is a codebook."""
+        raise NotImplementedError
 
     def _write(self, folder: Path) -> None:
         """Write the weights; nothing by default."""
@@ -147,6 +144,11 @@ class ImageTokenizer(FrozenModule, ABC):
             ValueError: If their shape is wrong.
             NonFiniteImages: If tokens or pixels are not finite; names the images.
         """
+        if not self.can_decode:
+            raise NotImplementedError(
+                f"image tokenizer {self.name!r} must not be asked to decode: it is an encoder only, for understanding; "
+                "generate with kl-16, vq-16, dc-ae or patches"
+            )
         check_tokens(tokens, self.grid**2, self.channels)
         if not len(tokens):
             return tokens.new_zeros(0, self.image_channels, self.image_size, self.image_size, dtype=torch.float32)
@@ -158,9 +160,8 @@ class ImageTokenizer(FrozenModule, ABC):
     @torch.no_grad()
     def encode_codes(self, pixels: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Images to codes ``(batch, grid * grid)`` int64; arguments and errors as :meth:`encode`."""
+        self._require_codebook()
         check_pixels(pixels, self.image_channels, self.image_size)
-        if self.codebook_size is None:
-            raise NotImplementedError(self._no_codes())
         if not len(pixels):
             return pixels.new_zeros(0, self.grid**2, dtype=torch.long)
         with self._precision(dtype, pixels.device):
@@ -174,8 +175,9 @@ class ImageTokenizer(FrozenModule, ABC):
 
     @property
     def codebook(self) -> Tensor:
-        """The entries ``(codebook_size, channels)`` float32, scaled as tokens are: ``encode(x) == codebook[encode_codes(x)]``."""
-        return self.scale.normalize(self._codebook().detach().float())
+        """The entries ``(codebook_size, channels)`` float32, scaled: ``encode(x) == codebook[encode_codes(x)]`` to the bit."""
+        self._require_codebook()
+        return self.scale.normalize(self._codebook().detach().float())  # (K, C)
 
     @property
     def latent_std(self) -> Moment:
@@ -191,7 +193,8 @@ class ImageTokenizer(FrozenModule, ABC):
     def identity(self) -> str:
         """Text that two tokenizers share only if they give the same tokens: kind, weights, settings other than the name, scale.
 
-        Keep it beside cached tokens. Weights cast to another dtype are other weights; another device is not. Computed at each call.
+        Keep it beside cached tokens. Weights cast to another dtype are others, weights on another device are not. Computed at
+        each call.
         """
         settings = {k: v for k, v in self.settings().items() if k != "name"}
         scale = {"latent_mean": self.scale.mean, "latent_std": self.scale.std}
@@ -232,17 +235,20 @@ class ImageTokenizer(FrozenModule, ABC):
         """The same tokenizer with a measured scale; options as :meth:`LatentStatistics.scale`.
 
         Raises:
-            ValueError: If they were measured with other weights.
+            ValueError: If they were measured with other weights or settings.
         """
-        if statistics.weights_digest != self.weights_digest:
+        unscaled = self.with_scale(LatentScale()).identity
+        if statistics.tokenizer != unscaled:
             raise ValueError(
-                f"statistics must be those of this tokenizer's weights ({self.weights_digest[:12]}), "
-                f"got those of {statistics.weights_digest[:12]}; measure again with measure_latents"
+                f"statistics must be those of this tokenizer, {unscaled}, got those of {statistics.tokenizer}; "
+                "measure again with measure_latents"
             )
         return self.with_scale(statistics.scale(per_channel=per_channel, center=center))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``image_tokenizer.json`` and the weights, in the layout of the library that the network is from."""
+        """Write ``image_tokenizer.json`` and the float32 weights, in the layout of the library that the network is from."""
+        if self._weights_dtype() is not torch.float32:
+            raise ValueError(f"weights must be float32 to be saved, got {self._weights_dtype()}; save before casting")
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._write(Path(folder))
         SavedTokenizer(self.kind, self.settings(), self.scale, self.weights_digest).write(Path(folder))
@@ -287,5 +293,8 @@ class ImageTokenizer(FrozenModule, ABC):
             "codebook_size": self.codebook_size,
         }
 
-    def _no_codes(self) -> str:
-        return f"image tokenizer {self.name!r} must have a codebook to give codes, got continuous tokens; use vq-16"
+    def _require_codebook(self) -> None:
+        if self.codebook_size is None:
+            raise NotImplementedError(
+                f"image tokenizer {self.name!r} must have a codebook to give codes, but its tokens are continuous; use vq-16"
+            )

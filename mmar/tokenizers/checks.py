@@ -70,7 +70,7 @@ def check_codes(codes: Tensor, count: int, codebook_size: int) -> None:
         raise TypeError(f"codes must be int64, got {codes.dtype}; vectors are decoded by decode")
     if codes.ndim != 2 or codes.shape[1] != count:
         raise ValueError(f"codes must have shape (batch, {count}), got {tuple(codes.shape)}; they are those of encode_codes")
-    if len(codes) and not (0 <= int(codes.min()) and int(codes.max()) < codebook_size):
+    if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
         raise ValueError(
             f"codes must lie in [0, {codebook_size}), got [{int(codes.min())}, {int(codes.max())}]; "
             "is a mask token among them, or were they drawn for another codebook?"

@@ -18,27 +18,27 @@ class LatentStatistics:
 
     Attributes:
         count: Images measured.
-        skipped: Images left out because they were not finite.
+        skipped: Images left out, by reason.
         mean: Over all numbers of all tokens.
         std: As ``mean``; the root of the mean squared deviation from ``mean``.
-        mean_standard_error: Of ``mean``; infinite for one image.
-        std_standard_error: Of ``std``; infinite for one image.
+        mean_standard_error: Of ``mean``; None for one image.
+        std_standard_error: Of ``std``; None for one image.
         channel_mean: For each channel.
         channel_std: For each channel, from the mean of that channel.
         sampled: Whether the latents were drawn from the posterior, as generation targets are.
-        weights_digest: Of the tokenizer that was measured.
+        tokenizer: ``identity`` of the tokenizer that was measured, without its scale.
     """
 
     count: int
-    skipped: int
+    skipped: dict[str, int]
     mean: float
     std: float
-    mean_standard_error: float
-    std_standard_error: float
+    mean_standard_error: float | None
+    std_standard_error: float | None
     channel_mean: tuple[float, ...]
     channel_std: tuple[float, ...]
     sampled: bool
-    weights_digest: str
+    tokenizer: str
 
     def scale(self, *, per_channel: bool = False, center: bool = False) -> LatentScale:
         """The scale that gives unit variance.

@@ -12,9 +12,9 @@ Moment = float | tuple[float, ...]
 """One number for all channels, or one for each."""
 
 MAR_KL16_STD = 1 / 0.2325
-"""Standard deviation of the latents of MAR's KL-16 weights on ImageNet (MAR, Li et al. 2024, multiplies by 0.2325).
+"""Standard deviation of KL-16 latents on ImageNet: MAR's code (Li et al. 2024) multiplies by 0.2325, for its file kl16.ckpt.
 
-LDM's kl-f16 file has the same shape, but other weights: measure its own with ``python -m mmar.tokenizers.statistics``.
+Other weights have another: measure it with ``python -m mmar.tokenizers.statistics``.
 """
 
 
