@@ -509,12 +509,12 @@ def gradients(model: MMARForConditionalGeneration, autocast: bool) -> tuple[dict
 def test_checkpointing_gives_the_same_gradients(name: str, autocast: bool) -> None:
     model = tiny_model(name)
     plain, once = gradients(model, autocast)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     recomputed, twice = gradients(model, autocast)
     assert (once.decoder, once.vit) == (1, 1)
     assert (twice.decoder, twice.vit) == (2, 2)  # it was on
     assert plain.keys() == recomputed.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
     for key, gradient in plain.items():
         assert torch.equal(gradient, recomputed[key]), key  # the same operations on the same numbers
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     assert gradients(model, autocast)[1] == once
