@@ -31,6 +31,9 @@ _FREE = {
 }
 """Options of training or speed: the same weights compute the same function under any of them."""
 
+_WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+"""Options of transformers that say where a checkpoint is."""
+
 _LAST_LAYER = {"whole_image_diffusion": "image_model.head.out"}
 """What gives the diffusion output; in all other objectives that of the diffusion MLP."""
 
@@ -70,7 +73,9 @@ class CheckpointedModel(PreTrainedModel):
         """
         if ignore_mismatched_sizes:
             raise ValueError("ignore_mismatched_sizes must be False, got True; build a new model and copy what you need")
-        stored = _stored_config(pretrained_model_name_or_path, kwargs)
+        stored = None  # a state dict comes without
+        if pretrained_model_name_or_path is not None:
+            stored = stored_config(pretrained_model_name_or_path, **{n: kwargs[n] for n in _WHERE if n in kwargs})
         if stored is not None and prediction_type is not None:
             check_same_function(stored, _as_prediction_type(stored, prediction_type, sigma_data))
         model, report = super().from_pretrained(
@@ -105,6 +110,23 @@ class CheckpointedModel(PreTrainedModel):
         return model.eval()
 
 
+def stored_config(path: str | PathLike[str], **where: Any) -> MMARConfig:
+    """The configuration beside a checkpoint.
+
+    Args:
+        path: Folder or name.
+        **where: subfolder, revision and the like, as in transformers.
+
+    Raises:
+        FileNotFoundError: If a folder has no ``config.json``: beside a processor, transformers makes one up of defaults.
+    """
+    folder = Path(path, where.get("subfolder", ""))
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"folder must hold config.json, written by save_pretrained; {str(folder)!r} does not")
+    config: MMARConfig = MMARConfig.from_pretrained(path, **where)
+    return config
+
+
 def check_same_function(stored: MMARConfig, asked: MMARConfig) -> None:
     """Raise unless the weights of one configuration compute the same under the other.
 
@@ -117,9 +139,10 @@ def check_same_function(stored: MMARConfig, asked: MMARConfig) -> None:
     for part in MMARConfig.sub_configs_defaults:
         wrong += _differences(part, getattr(stored, part), getattr(asked, part))
     remedy = "leave these out, or build a new model with them"
-    if stored.param != asked.param:
+    factor = _constant_factor(stored, asked)
+    if factor != 1:
         wrong.insert(0, f"prediction_type {asked.param.name} instead of {stored.param.name}")
-        remedy = _conversion(stored, asked)
+        remedy = _conversion(stored, asked, factor)
     if wrong:
         raise CheckpointMismatch(f"config must be that of the checkpoint, got {'; '.join(wrong)}; {remedy}")
 
@@ -136,12 +159,18 @@ def _differences(part: str, stored: PreTrainedConfig, asked: PreTrainedConfig) -
     return [f"{where}{name} {ours!r} instead of {theirs!r}" for name, (theirs, ours) in pairs.items() if theirs != ours]
 
 
-def _conversion(stored: MMARConfig, asked: MMARConfig) -> str:
+def _constant_factor(stored: MMARConfig, asked: MMARConfig) -> float | None:
+    """What the stored output is to be multiplied by to be the one asked for; None where no number does it."""
+    try:
+        return constant_factor(stored.param, asked.param)
+    except NotARescaling:
+        return None
+
+
+def _conversion(stored: MMARConfig, asked: MMARConfig, factor: float | None) -> str:
     """A head that learned v gives v, whatever it is called: sampled as epsilon it draws noise without a word."""
     source, target = stored.diffusion_head_config, asked.diffusion_head_config
-    try:
-        factor = constant_factor(stored.param, asked.param)
-    except NotARescaling:
+    if factor is None:
         return (
             f"the head gives {stored.param.name}, and no change of its weights makes it give {asked.param.name}, for which it "
             "would need x_t: leave prediction_type out and sample with the checkpoint's own; diffparam.convert turns its "
@@ -160,15 +189,6 @@ def _as_prediction_type(stored: MMARConfig, name: str, sigma_data: float | None)
     asked = copy.deepcopy(stored)
     asked.diffusion_head_config.prediction_type, asked.diffusion_head_config.sigma_data = name, sigma_data
     return asked
-
-
-def _stored_config(path: str | PathLike[str] | None, kwargs: dict[str, Any]) -> MMARConfig | None:
-    """None where a state dict is loaded without a folder."""
-    if path is None:
-        return None
-    where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-    config: MMARConfig = MMARConfig.from_pretrained(path, **{name: kwargs[name] for name in where if name in kwargs})
-    return config
 
 
 def _check_tensors(path: str, report: dict[str, Any]) -> None:

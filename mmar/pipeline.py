@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmar.agreement import check_agreement
-from mmar.config import MMARConfig
+from mmar.checkpoint import stored_config
 from mmar.generation.image import OnStep, generate_image_tokens
 from mmar.generation.randomness import row_generators
 from mmar.generation.settings import ImageGenerationConfig
@@ -300,7 +300,7 @@ class MMARPipeline:
         record = PipelineRecord.read(folder)
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER)
         processor = MMARProcessor.from_pretrained(folder)
-        check_agreement(MMARConfig.from_pretrained(folder), processor, image_tokenizer)
+        check_agreement(stored_config(folder), processor, image_tokenizer)
         record.check(image_tokenizer)
         model = MMARForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         compute_dtype = record.compute_dtype if compute_dtype is None else compute_dtype

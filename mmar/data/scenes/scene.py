@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -170,7 +170,14 @@ class Scene:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
-        return {**asdict(self), "objects": [asdict(o) for o in self.objects]}
+        glyph = self.glyph
+        return {
+            "objects": [
+                {"colour": o.colour, "shape": o.shape, "size": o.size, "left": o.left, "top": o.top} for o in self.objects
+            ],
+            "background": self.background,
+            "glyph": {"character": glyph.character, "left": glyph.left, "top": glyph.top} if glyph else None,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scene:

@@ -19,7 +19,7 @@ MARGIN = 1
 """Units between the centre of a box and the lines between thirds of the image at least: no place is in doubt."""
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "moon", "bar")
-PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in (*SHAPES, "object")}
+PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in (*SHAPES, "shape")}
 
 COLOURS = {
     "red": (225, 15, 25),

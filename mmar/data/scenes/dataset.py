@@ -1,0 +1,132 @@
+"""Drawn scenes with captions and questions as a map-style data set: nothing is stored, everything follows from the index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from mmar.data.draws import pick, some, stream
+from mmar.data.example import Example
+from mmar.data.scenes.captions import caption, paraphrases
+from mmar.data.scenes.drawing import check_size, draw
+from mmar.data.scenes.questions import FAMILIES
+from mmar.data.scenes.sampling import SampledScene, sample_scene
+from mmar.data.scenes.vocabulary import SPLITS, UNITS, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with exactly one right answer.
+
+    Attributes:
+        family: What it tests.
+        question: The question.
+        answer: One to three words.
+    """
+
+    family: str
+    question: str
+    answer: str
+
+
+class SceneDataset:
+    """Drawn scenes.
+
+    ``dataset[i]`` depends on the arguments and ``i`` alone; ``size`` changes the pixels only. The meta of an example holds
+    ``scene`` (:meth:`Scene.from_dict` reads it), ``split``, and the ``families`` of its questions in order.
+
+    The first question of an image is the one whose answer cannot be guessed (:data:`CHANCE`): its family is drawn, then a
+    scene that suits it. Further questions are about the same scene, and their words tell what the scene holds ("where is the
+    circle?" tells that there is one). They are good supervision; measure with ``questions=1``.
+
+    Args:
+        split: train; test, other scenes of the same kind; held_out, scenes with pairs of colour and shape that training never
+            meets, and questions about these.
+        length: Number of examples.
+        size: Side of the images, pixels; a multiple of 32.
+        seed: Another seed, another data set. Test scenes are never training scenes, whatever the seeds.
+        questions: Number per image; fewer where a scene gives no more different ones.
+        families: Families to ask for; None: all.
+        caption_only: No questions.
+
+    Raises:
+        ValueError: If an argument is out of range or not known.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        length: int = 10_000,
+        *,
+        size: int = UNITS,
+        seed: int = 0,
+        questions: int = 1,
+        families: Sequence[str] | None = None,
+        caption_only: bool = False,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if questions < 1:
+            raise ValueError(f"questions must be at least 1, got {questions}; caption_only=True asks none")
+        check_size(size)
+        self.split, self.length, self.size, self.seed, self.questions = split, length, size, seed, questions
+        self.families = () if caption_only else _checked_families(families)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index must lie in 0 .. {self.length - 1}, got {index}")
+        rng = stream("scenes", self.seed, self.split, index)
+        if self.families:
+            sampled, asked = ask(rng, self.split, self.families, self.questions)
+        else:
+            sampled, asked = sample_scene(rng, self.split), []
+        return Example(
+            key=f"scenes/{self.split}/{self.seed}/{index}",
+            image=draw(sampled.scene, self.size),
+            caption=caption(sampled.scene),
+            turns=tuple((q.question, q.answer) for q in asked),
+            captions=paraphrases(sampled.scene, rng),
+            meta={"scene": sampled.scene.to_dict(), "split": self.split, "families": [q.family for q in asked]},
+        )
+
+
+def ask(rng: Random, split: Split, families: Sequence[str], count: int) -> tuple[SampledScene, list[Question]]:
+    """A scene, and questions about it in families as different as possible.
+
+    Args:
+        rng: Source of randomness.
+        split: Of the scene.
+        families: Names out of :data:`FAMILIES`.
+        count: Number of questions; there may be fewer, but one at least.
+    """
+    first = pick(rng, families)
+    while True:  # every family suits at least every tenth scene
+        sampled = sample_scene(rng, split, with_glyph=first == "reading")
+        turn = FAMILIES[first](sampled, rng)
+        if turn is not None:
+            break
+    asked = [Question(first, *turn)]
+    order = [family for family in some(rng, families, len(families)) if family != first] + [first]
+    for attempt in range(4 * (count - 1)):
+        if len(asked) == count:
+            break
+        family = order[attempt % len(order)]
+        turn = FAMILIES[family](sampled, rng)
+        if turn is not None and all(turn[0] != q.question for q in asked):
+            asked.append(Question(family, *turn))
+    return sampled, asked
+
+
+def _checked_families(families: Sequence[str] | None) -> tuple[str, ...]:
+    if families is None:
+        return tuple(FAMILIES)
+    unknown = [family for family in families if family not in FAMILIES]
+    if isinstance(families, str) or not families or unknown or len(set(families)) < len(families):
+        raise ValueError(f"families must be different names among {', '.join(FAMILIES)}, got {families!r}")
+    return tuple(families)

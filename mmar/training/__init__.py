@@ -1,0 +1,1 @@
+"""Training: the paper's recipe, checkpoints that survive, and the loop."""

@@ -1,0 +1,152 @@
+"""Checkpoints that are there whole or not at all: written beside, synced, renamed; checked on load; the last few kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PREFIX, UNFINISHED, MANIFEST = "checkpoint-", "unfinished-", "manifest.json"
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved at a step.
+
+    Attributes:
+        path: Its folder.
+        step: Optimizer steps done.
+        tensors: Named groups of named tensors: model, ema, optimizer, random, ...
+        state: Everything else, as JSON.
+    """
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write ``folder/checkpoint-STEP`` and remove all but the last ``keep``.
+
+    A reader sees the folder whole or not at all, after a power cut too: files and folders are synced before the rename.
+
+    Args:
+        folder: Of the run.
+        step: Optimizer steps done.
+        tensors: Groups, one safetensors file each.
+        state: JSON.
+        keep: Checkpoints to keep, at least 1.
+
+    Raises:
+        OSError: If it cannot be written (full disk, no permission); what was there before is untouched.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}; a run without a checkpoint cannot be resumed")
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / f"{PREFIX}{step:09d}", folder / f"{UNFINISHED}{step:09d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name, group in tensors.items():
+            save_file(
+                {key: value.detach().contiguous().cpu() for key, value in group.items()}, temporary / f"{name}.safetensors"
+            )
+        (temporary / "state.json").write_text(json.dumps({"step": step, **state}, allow_nan=False))
+        files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.replace(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"checkpoint {final.name} could not be written to {folder}: {error}; the one before is untouched. Free space or "
+            "choose another output folder, then run again with --resume"
+        ) from error
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        BrokenCheckpoint: If a file is missing, changed or unreadable.
+    """
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        for name, digest in files.items():
+            if _digest(path / name) != digest:
+                raise BrokenCheckpoint(f"{path / name} must be what was saved, got other contents; it is damaged")
+        state = json.loads((path / "state.json").read_text())
+        tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, BrokenCheckpoint):
+            raise
+        raise BrokenCheckpoint(f"{path} must be a whole checkpoint, got: {error}") from error
+    return Checkpoint(path, state.pop("step"), tensors, state)
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, and what was wrong with newer ones."""
+    complaints: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path), complaints
+        except BrokenCheckpoint as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse an output folder before hours are spent on it.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    probe = folder / f"{UNFINISHED}probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"output must be a folder that can be written to, got {folder}: {error}; choose another") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
