@@ -45,8 +45,8 @@ class Config:
 
     predictions: tuple[str, ...] = ("v_prediction", "epsilon")
     text_steps: int = 200
-    steps: int = 1500
-    copies: int = 2
+    steps: int = 1000
+    copies: int = 4
     timesteps_per_token: int = 16
     lr: float = 1e-3
     head_steps: int = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from mmar.config import MMARConfig
 from mmar.diffusion_head import DiffusionHead
 from mmar.diffusion_loss import diffusion_loss
 from mmar.layers import ScaledLinear, ZeroLinear
+from mmar.noise_draws import Generators, draw_noise_per_image
 from mmar.precision import compute_dtype
 from mmar.projectors import Projector
 
@@ -66,19 +68,38 @@ class DiffusionTokenHead(nn.Module):
         return projected
 
     def loss(
-        self, z: Tensor, tokens: Tensor, *, timesteps_per_token: int | None = None, generator: torch.Generator | None = None
+        self,
+        z: Tensor,
+        tokens: Tensor,
+        *,
+        timesteps_per_token: int | None = None,
+        generator: Generators = None,
+        per_image: Sequence[int] | None = None,
     ) -> ImageLoss:
-        """Diffusion loss of clean tokens ``(rows, C)`` given ``z (rows, H)``; K as configured unless given."""
+        """Diffusion loss of clean tokens given their states.
+
+        Args:
+            z: ``(rows, H)``.
+            tokens: ``(rows, C)``.
+            timesteps_per_token: K; as configured by default.
+            generator: CPU source of timesteps and noise, or one per image.
+            per_image: Rows of each image, where there is a generator for each.
+        """
         head = self.config.diffusion_head_config
+        repeat, draws = timesteps_per_token or head.timesteps_per_token, None
+        if isinstance(generator, Sequence):
+            rows = [count * repeat for count in per_image or ()]
+            draws = draw_noise_per_image(len(self.schedule), rows, tokens.shape[1], generator)
         loss = diffusion_loss(
             self,
             tokens,
             self.condition(z),
             self.schedule,
             param=head.param,
-            timesteps_per_token=timesteps_per_token or head.timesteps_per_token,
+            timesteps_per_token=repeat,
             weight=head.loss_weight(self.schedule),
-            generator=generator,
+            generator=None if isinstance(generator, Sequence) else generator,
+            draws=draws,
         )
         return ImageLoss(loss.mean, loss.per_row, loss.t, len(tokens))
 
@@ -120,13 +141,17 @@ class WholeImageHead(nn.Module):
         output: Tensor = self.out(z)
         return output.float()
 
+    def step_of(self, timesteps: Tensor) -> Tensor:
+        """``(n,)`` positions of timesteps in the schedule (rectified flow's are 1, 2, ..., about): rows of the time table."""
+        distance = (self.schedule.timesteps - timesteps.cpu()[:, None]).abs()  # (n, steps)
+        return distance.argmin(-1).to(timesteps.device)
+
     def loss(self, z: Tensor, tokens: Tensor, eps: Tensor, timesteps: Tensor) -> ImageLoss:
         """Squared error of the output for images ``(n, N, C)`` noised with ``eps`` at ``timesteps (n,)``."""
         head = self.config.diffusion_head_config
         phi = self.schedule.phi_at(timesteps.cpu())
         error = (self(z) - head.param.target(tokens.float(), eps, phi)).square().mean(-1)  # (n, N)
         weight = head.loss_weight(self.schedule)
-        index = torch.searchsorted(self.schedule.timesteps, timesteps.cpu().to(self.schedule.timesteps.dtype))
-        weighted = error if weight is None else error * weight[index].to(error)[:, None]
+        weighted = error if weight is None else error * weight[self.step_of(timesteps).cpu()].to(error)[:, None]
         per_row = error.detach().flatten()
         return ImageLoss(weighted.mean(), per_row, timesteps.repeat_interleave(error.shape[1]), len(per_row))

@@ -61,13 +61,13 @@ class NoisyTokensInput(nn.Module):
         self.position = LearnedTable(image.count, width)
         self.time = LearnedTable(config.schedule_config.num_train_timesteps, width, std=config.initializer_range)
 
-    def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """``(n, N, C)`` noisy tokens at ``(n,)`` timesteps to ``(n, N, H)``."""
+    def forward(self, x_t: Tensor, steps: Tensor) -> Tensor:
+        """``(n, N, C)`` noisy tokens at ``(n,)`` positions in the noise schedule to ``(n, N, H)``."""
         x_t = x_t.to(self.position.weight.dtype)
         if self.embedding_vit is not None:
             everything = torch.ones(x_t.shape[:2], dtype=torch.bool, device=x_t.device)
             x_t = self.embedding_vit(x_t, everything)  # (n, N, D)
-        return self.projector(x_t) + self.position.weight + self.time(timesteps)[:, None]  # (n, N, H)
+        return self.projector(x_t) + self.position.weight + self.time(steps)[:, None]  # (n, N, H)
 
 
 class ClearTokensInput(nn.Module):

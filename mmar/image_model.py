@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from mmar.config import MMARConfig
 from mmar.image_batch import ImageBatch
 from mmar.image_head import CodebookHead, DiffusionTokenHead, ImageLoss, WholeImageHead
 from mmar.image_input import ClearTokensInput, KnownTokensInput, NoisyTokensInput
+from mmar.noise_draws import Generators
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ImageModel(nn.Module, ABC):
     """Input and loss of images."""
 
     @abstractmethod
-    def encode(self, images: ImageBatch, generator: torch.Generator | None) -> Encoded:
+    def encode(self, images: ImageBatch, generator: Generators) -> Encoded:
         """Images to features for the language model."""
 
     @abstractmethod
@@ -47,7 +49,7 @@ class ImageModel(nn.Module, ABC):
         encoded: Encoded,
         z: Tensor,
         timesteps_per_token: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> ImageLoss | None:
         """Loss given the states ``z (n, N, H)`` of all image tokens; None where no image is a target."""
 
@@ -61,7 +63,7 @@ class TokenModel(ImageModel):
         self.input = KnownTokensInput(config)
         self.head = CodebookHead(config) if config.has_codes else DiffusionTokenHead(config)
 
-    def encode(self, images: ImageBatch, generator: torch.Generator | None = None) -> Encoded:
+    def encode(self, images: ImageBatch, generator: Generators = None) -> Encoded:
         """Features of known and mask tokens."""
         return Encoded(self.input(images.tokens, images.known))
 
@@ -71,7 +73,7 @@ class TokenModel(ImageModel):
         encoded: Encoded,
         z: Tensor,
         timesteps_per_token: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> ImageLoss | None:
         """Mean over unknown tokens of target images; over all their tokens in raster order."""
         wanted = images.targets[:, None] & (self.is_causal | ~images.known)  # (n, N)
@@ -80,7 +82,10 @@ class TokenModel(ImageModel):
         z, tokens = z[wanted], images.tokens[wanted]  # (M, H), (M, C) or (M,): gathered before they are repeated K times
         if isinstance(self.head, CodebookHead):
             return self.head.loss(z, tokens)
-        return self.head.loss(z, tokens, timesteps_per_token=timesteps_per_token, generator=generator)
+        if isinstance(generator, Sequence):
+            generator = [source for source, target in zip(generator, images.targets.tolist(), strict=True) if target]
+        per_image = wanted.sum(-1)[images.targets].tolist()
+        return self.head.loss(z, tokens, timesteps_per_token=timesteps_per_token, generator=generator, per_image=per_image)
 
 
 class WholeImageModel(ImageModel):
@@ -97,17 +102,18 @@ class WholeImageModel(ImageModel):
         self.input = NoisyTokensInput(config)
         self.head = WholeImageHead(config)
 
-    def encode(self, images: ImageBatch, generator: torch.Generator | None = None) -> Encoded:
+    def encode(self, images: ImageBatch, generator: Generators = None) -> Encoded:
         """Noise the images, then features."""
         device, given = images.tokens.device, images.timesteps
         if given is None and not (self.training or bool(images.targets.any())):
             at_zero = torch.zeros(len(images), dtype=torch.int64, device=device)
             return Encoded(self.input(images.tokens.float(), at_zero))
-        timesteps = self._draw(images.targets, generator) if given is None else given.cpu()
-        eps = torch.randn(images.tokens.shape, generator=generator).to(device)  # (n, N, C)
+        limit, uniform, eps = self._limits(images.targets), *self._draw(images, generator)
+        timesteps = (uniform * limit).long() if given is None else given.cpu()  # (n,)
+        eps = eps.to(device)  # (n, N, C)
         x_t = self.head.schedule.add_noise(images.tokens.float(), eps, timesteps)  # (n, N, C)
         timesteps = timesteps.to(device)
-        return Encoded(self.input(x_t, timesteps), eps, timesteps)
+        return Encoded(self.input(x_t, self.head.step_of(timesteps)), eps, timesteps)
 
     def loss(
         self,
@@ -115,19 +121,26 @@ class WholeImageModel(ImageModel):
         encoded: Encoded,
         z: Tensor,
         timesteps_per_token: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> ImageLoss | None:
         """Squared error of the output for every token; K has no meaning here."""
         if encoded.eps is None or encoded.timesteps is None:
             return None
         return self.head.loss(z, images.tokens, encoded.eps, encoded.timesteps)
 
-    def _draw(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        """``(n,)`` timesteps on the CPU."""
+    def _limits(self, targets: Tensor) -> Tensor:
+        """``(n,)``: below which timestep each image is noised."""
         steps = torch.tensor([self.schedule_config.image_first_timesteps, self.schedule_config.num_train_timesteps])
-        limit = steps[targets.cpu().long()]  # (n,)
-        uniform = torch.rand(limit.shape, generator=generator, dtype=torch.float64)
-        return (uniform * limit).long()
+        return steps[targets.cpu().long()]
+
+    def _draw(self, images: ImageBatch, generator: Generators) -> tuple[Tensor, Tensor]:
+        """``(n,)`` uniform numbers and ``(n, N, C)`` noise, on the CPU."""
+        n, event = len(images), images.tokens.shape[1:]
+        if not isinstance(generator, Sequence):
+            uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+            return uniform, torch.randn(images.tokens.shape, generator=generator)
+        uniforms = [torch.rand((), generator=source, dtype=torch.float64) for source in generator]
+        return torch.stack(uniforms), torch.stack([torch.randn(event, generator=source) for source in generator])
 
 
 class ReadOnlyModel(ImageModel):
@@ -137,7 +150,7 @@ class ReadOnlyModel(ImageModel):
         super().__init__()
         self.input = ClearTokensInput(config)
 
-    def encode(self, images: ImageBatch, generator: torch.Generator | None = None) -> Encoded:
+    def encode(self, images: ImageBatch, generator: Generators = None) -> Encoded:
         """Project the frozen encoder's features."""
         if bool(images.targets.any()):
             raise ValueError("image_targets must be False: an understanding_only model draws no images; take another objective")
@@ -149,7 +162,7 @@ class ReadOnlyModel(ImageModel):
         encoded: Encoded,
         z: Tensor,
         timesteps_per_token: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> None:
         """There is none."""
 

@@ -18,6 +18,7 @@ from mmar.image_model import build_image_model
 from mmar.language_model import MMARTextModel
 from mmar.layers import LearnedTable, initialize_leaf
 from mmar.layout import ImageIds, SequenceLayout, sequence_layout
+from mmar.noise_draws import Generators, check_generators
 from mmar.output import MMAROutput
 from mmar.text_loss import text_loss
 
@@ -121,7 +122,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         image_timesteps: Tensor | None = None,
         labels: Tensor | None = None,
         timesteps_per_token: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_image_states: bool = False,
@@ -140,7 +141,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
             image_timesteps: ``(n,)`` noise levels, transfusion-like only.
             labels: ``(B, L)`` text to predict, -100 elsewhere.
             timesteps_per_token: K; as configured by default.
-            generator: CPU source of timesteps and noise.
+            generator: CPU source of timesteps and noise; or one per image, which then meets the same noise in every batch.
             use_cache: Fill a cache and return it.
             logits_to_keep: Last positions that need logits; 0: all.
             output_image_states: Return z of every image token.
@@ -158,6 +159,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         if images is None:  # an empty batch of images
             out = self._run_text(input_ids, attention_mask, position_ids, past_key_values, use_cache)
             return self._output(out, labels, logits_to_keep, None)
+        check_generators(generator, len(images))
         encoded = self.image_model.encode(images, generator)
         embeds = self.embed_text(input_ids)
         out = self.language_model(

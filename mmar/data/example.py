@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmar.data.draws import pick
 from mmar.processing.chat import GenerationSample, UnderstandingSample
 
 DESCRIBE = ("Describe the image.", "What does the image show?", "What is in this image?")
@@ -63,7 +64,7 @@ class Example:
             ValueError: If the example has no questions.
         """
         if not self.turns:
-            raise ValueError(f"turns must hold at least one question, got none in {self.key}; describing() asks for the caption")
+            raise ValueError(f"turns must hold at least one question, got none in {self.key}; describing() needs none")
         return UnderstandingSample([self.image], self.turns)
 
     def describing(self, rng: Random | None = None) -> UnderstandingSample:
@@ -78,11 +79,10 @@ class Example:
         answer = self._text(rng)
         if answer is None:
             raise ValueError(f"caption must be a string to describe an image, got None in {self.key}")
-        question = DESCRIBE[0] if rng is None else DESCRIBE[int(rng.random() * len(DESCRIBE))]
+        question = DESCRIBE[0] if rng is None else pick(rng, DESCRIBE)
         return UnderstandingSample([self.image], ((question, answer),))
 
     def _text(self, rng: Random | None) -> str | None:
         if rng is None or not self.captions:
             return self.caption
-        chosen = int(rng.random() * (1 + len(self.captions)))
-        return self.caption if chosen == 0 else self.captions[chosen - 1]
+        return pick(rng, (self.caption, *self.captions))

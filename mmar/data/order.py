@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from mmar.data.skipped import SkipLimit
 
@@ -79,6 +80,10 @@ class LongSequence:
         self.length, self.settings = length, settings
         self._epoch, self._order = -1, np.arange(length)  # of the last epoch asked for
 
+    def epoch(self, position: int) -> int:
+        """Which epoch a position is in, counted from 0."""
+        return position // self.length
+
     def index(self, position: int) -> int | None:
         """What is at a position, from 0 to ``length - 1``; None after the last epoch."""
         epoch, place = divmod(position, self.length)
@@ -90,6 +95,6 @@ class LongSequence:
         return int(self._order[place])
 
 
-def permutation(length: int, *key: int) -> np.ndarray:
+def permutation(length: int, *key: int) -> npt.NDArray[np.int64]:
     """A permutation of ``range(length)``, the same for the same key of non-negative numbers."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key))).permutation(length)

@@ -11,12 +11,16 @@ import glob
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
 
 from mmar.data.example import Example
 from mmar.data.images import ImageLimits, check_bytes, decode_image
@@ -70,38 +74,45 @@ class ShardStream(Stream[Example]):
                 f"shards must be at least as many as ranks times workers, got {len(self.shards)} for {reader.count}; "
                 "use fewer workers, or smaller shards"
             )
-        sequence, (first, start) = LongSequence(len(self.shards), self.settings), cursor
-        for group in itertools.count(first):
-            shards = self._group(sequence, reader, group)
-            if not shards:
-                return
+        sequence, (turn, start) = LongSequence(len(self.shards), self.settings), cursor
+        while group := self._group(sequence, reader, turn):
             with ExitStack() as files:
-                samples = [(shard, sample) for path in shards for shard, sample in _opened(path, files)]
-                order = self._order(len(samples), reader.position(group * self.mixed))
-                for place in range(start, len(samples)):
-                    after = (group, place + 1) if place + 1 < len(samples) else (group + 1, 0)
-                    yield after, partial(self._load, *samples[order[place]])
-            start = 0
+                loads = [load for shard in group for load in self._loads(shard, files)]
+                order = self._order(len(loads), reader.position(turn))
+                for place in range(start, len(loads)):
+                    after = (turn, place + 1) if place + 1 < len(loads) else (turn + len(group), 0)
+                    yield after, loads[order[place]]
+            turn, start = turn + len(group), 0
 
-    def _group(self, sequence: LongSequence, reader: Reader, group: int) -> list[Path]:
-        turns = range(group * self.mixed, (group + 1) * self.mixed)
-        indices = (sequence.index(reader.position(turn)) for turn in turns)
-        return [self.shards[index] for index in indices if index is not None]
+    def _group(self, sequence: LongSequence, reader: Reader, turn: int) -> list[Path]:
+        """The next shards of a reader, of one epoch; none after the last."""
+        epoch, group = sequence.epoch(reader.position(turn)), []
+        for position in (reader.position(turn + i) for i in range(self.mixed)):
+            index = sequence.index(position)
+            if index is None or sequence.epoch(position) != epoch:
+                break
+            group.append(self.shards[index])
+        return group
 
-    def _order(self, length: int, position: int) -> Sequence[int]:
+    def _order(self, length: int, position: int) -> Sequence[int] | npt.NDArray[np.int64]:
         """Positions in the long sequence belong to one group each, so groups have different orders."""
         settings = self.settings
         return permutation(length, settings.seed, settings.first_epoch, position) if settings.shuffle else range(length)
 
-    def _load(self, shard: BufferedReader | None, sample: ShardSample | BadSample) -> Example:
-        if isinstance(sample, BadSample):
-            raise sample
-        if shard is None or sample.image is None:
-            raise TypeError("a sample must have a shard and an image")
-        name, where = Path(shard.name), f"{shard.name}:{sample.key}"
+    def _loads(self, shard: Path, files: ExitStack) -> list[Callable[[], Example]]:
+        """How to read each sample of a shard."""
+        samples = index_shard(shard)
+        try:
+            file = files.enter_context(shard.open("rb"))
+        except OSError as error:
+            samples = [BadSample.of(Reason.BROKEN_SHARD, str(shard), f"{type(error).__name__}: {error}")]
+        return [partial(_raise, s) if isinstance(s, BadSample) else partial(self._load, file, s) for s in samples]
+
+    def _load(self, shard: BufferedReader, sample: ShardSample) -> Example:
+        name, where = Path(shard.name).name, f"{shard.name}:{sample.key}"
         texts = self._texts(shard, sample, where)
         image = decode_image(self._bytes(shard, sample.image, where), where, self.limits)
-        return Example(f"{name.name}:{sample.key}", image, texts.caption, texts.turns, texts.captions, {"source": where})
+        return Example(f"{name}:{sample.key}", image, texts.caption, texts.turns, texts.captions, {"source": where})
 
     def _texts(self, shard: BufferedReader, sample: ShardSample, where: str) -> Texts:
         """``.txt`` is the caption; one in ``.json``, if it is another, a paraphrase."""
@@ -157,16 +168,12 @@ def _check_shards(shards: Sequence[Path]) -> None:
     missing = [str(path) for path in shards if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"shards must be files, got {len(missing)} that are not: {', '.join(missing[:3])}")
-    names = [path.name for path in shards]
-    if not names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})[:3] if len(names) < 10**4 else "some twice"
-        raise ValueError(f"shards must be at least one, with different names, got {twice if names else 'none'}; rename them")
+    if not shards:
+        raise ValueError("shards must be at least one, got none")
+    twice = [name for name, times in Counter(path.name for path in shards).items() if times > 1]
+    if twice:
+        raise ValueError(f"shards must have different names, got {', '.join(twice[:3])} twice; rename them, or use two streams")
 
 
-def _opened(path: Path, files: ExitStack) -> list[tuple[BufferedReader | None, ShardSample | BadSample]]:
-    samples = index_shard(path)
-    try:
-        file = files.enter_context(path.open("rb"))
-    except OSError:  # then its index has failed as well
-        return [(None, sample) for sample in samples if isinstance(sample, BadSample)]
-    return [(file, sample) for sample in samples]
+def _raise(bad: BadSample) -> NoReturn:
+    raise bad

@@ -40,12 +40,16 @@ class Stream(IterableDataset[T], ABC, Generic[T]):
 
     Attributes:
         settings: See :class:`StreamSettings`.
-        skipped: What was delivered and left out since the start of the run.
+        skipped: What was delivered and left out in this pass: since the start, if there is no last epoch.
     """
+
+    skipped: Skipped
+    _cursor: Cursor
+    _window: tuple[int, int]  # delivered and left out since it began
+    _ended: bool
 
     def __init__(self, settings: StreamSettings | None = None) -> None:
         self.settings = StreamSettings() if settings is None else settings
-        self.skipped = Skipped()
         self._reader: Reader | None = None
         self._restart()
 
@@ -70,8 +74,9 @@ class Stream(IterableDataset[T], ABC, Generic[T]):
             ValueError: If the present position is that of another worker.
         """
         settings = self.settings
-        self._enter(Reader(settings.rank * workers + worker, settings.world_size * workers))
-        for cursor, load in self._visits(self._reader, self._cursor):
+        reader = Reader(settings.rank * workers + worker, settings.world_size * workers)
+        self._enter(reader)
+        for cursor, load in self._visits(reader, self._cursor):
             try:
                 sample = load()
             except BadSample as bad:
@@ -118,7 +123,10 @@ class Stream(IterableDataset[T], ABC, Generic[T]):
         self.skipped = Skipped.from_state(state["skipped"])
 
     def _restart(self) -> None:
-        self._cursor, self._window, self._ended = (0, 0), (0, 0), False
+        self._cursor = (0, 0)
+        self._window = (0, 0)
+        self.skipped = Skipped()
+        self._ended = False
 
     def _described(self) -> dict[str, Any]:
         names = ("seed", "shuffle", "first_epoch", "rank", "world_size")
@@ -129,8 +137,8 @@ class Stream(IterableDataset[T], ABC, Generic[T]):
             self._restart()
         if self._cursor != (0, 0) and reader != self._reader:
             raise ValueError(
-                f"a stream must go on as the reader it was, {self._reader}, got {reader}; keep the number of ranks and workers, "
-                "or start a new stream with first_epoch"
+                f"a stream must go on as the reader it was, {self._reader}, got {reader}; keep the number of ranks and "
+                "workers, or start a new stream with first_epoch"
             )
         self._reader = reader
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
@@ -24,19 +24,19 @@ class Member:
     size: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardSample:
     """The members of one key.
 
     Attributes:
         key: Name of the members up to the first dot of the last part.
         image: The picture.
-        texts: ``.txt`` and ``.json``.
+        texts: By suffix, txt and json.
     """
 
     key: str
-    image: Member | None = None
-    texts: dict[str, Member] = field(default_factory=dict)
+    image: Member
+    texts: Mapping[str, Member]
 
 
 def index_shard(path: Path) -> list[ShardSample | BadSample]:
@@ -49,26 +49,27 @@ def index_shard(path: Path) -> list[ShardSample | BadSample]:
         path: An uncompressed tar file.
     """
     where = str(path)
-    samples: dict[str, ShardSample] = {}
+    members: dict[str, dict[str, Member]] = {}  # by key, then by kind
     bad: list[BadSample] = []
     try:
         with path.open("rb") as file:
             for item in _members(file, where):
-                if isinstance(item, BadSample):
-                    bad.append(item)
-                    continue
                 try:
-                    _add(samples, item, where)
+                    _add(members, item, where)
                 except BadSample as error:
                     bad.append(error)
     except OSError as error:
         bad.append(BadSample.of(Reason.BROKEN_SHARD, where, f"{type(error).__name__}: {error}"))
-    for key in [key for key, sample in samples.items() if sample.image is None]:
-        bad.append(BadSample.of(Reason.NO_IMAGE, f"{where}:{key}", f"a member must be {', '.join(SHARD_IMAGE_SUFFIXES)}"))
-        del samples[key]
+    samples: list[ShardSample | BadSample] = []
+    for key, kinds in members.items():
+        if "image" in kinds:
+            samples.append(ShardSample(key, kinds.pop("image"), kinds))
+        else:
+            detail = f"a member must be one of {', '.join(SHARD_IMAGE_SUFFIXES)}"
+            bad.append(BadSample.of(Reason.NO_IMAGE, f"{where}:{key}", detail))
     if not samples and not bad:
         bad.append(BadSample.of(Reason.BROKEN_SHARD, where, "it must hold at least one sample, got none"))
-    return [*samples.values(), *bad]
+    return [*samples, *bad]
 
 
 def _members(file: BufferedReader, where: str) -> Iterator[tarfile.TarInfo | BadSample]:
@@ -89,7 +90,7 @@ def _members(file: BufferedReader, where: str) -> Iterator[tarfile.TarInfo | Bad
                     yield BadSample.of(Reason.BROKEN_SHARD, f"{where}:{_shown(member)}", f"cut off at byte {size}")
                 elif not member.isdir():
                     yield member
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+    except Exception as error:  # a damaged header can raise anything
         yield BadSample.of(Reason.BROKEN_SHARD, where, f"from byte {end} of {size} on: {error}")
         return
     yield from _gap(file, end, size, where)
@@ -106,8 +107,10 @@ def _gap(file: BufferedReader, start: int, stop: int, where: str) -> Iterator[Ba
             break
 
 
-def _add(samples: dict[str, ShardSample], member: tarfile.TarInfo, where: str) -> None:
+def _add(members: dict[str, dict[str, Member]], member: tarfile.TarInfo | BadSample, where: str) -> None:
     """File a member under its key."""
+    if isinstance(member, BadSample):
+        raise member
     folder, _, name = member.name.rpartition("/")
     stem, _, suffix = name.partition(".")
     suffix = suffix.lower()
@@ -120,14 +123,10 @@ def _add(samples: dict[str, ShardSample], member: tarfile.TarInfo, where: str) -
     if not member.isreg() or member.issparse():
         raise BadSample.of(Reason.BROKEN_SHARD, where, "a member must be a regular file, no link and not sparse")
     key = f"{folder}/{stem}" if folder else stem
-    sample = samples.setdefault(key, ShardSample(key))
-    content = Member(member.offset_data, member.size)
-    if suffix in sample.texts or (suffix in SHARD_IMAGE_SUFFIXES and sample.image is not None):
+    kinds, kind = members.setdefault(key, {}), "image" if suffix in SHARD_IMAGE_SUFFIXES else suffix
+    if kind in kinds:
         raise BadSample.of(Reason.DUPLICATE, where, "a key must have one member of a kind; the first one is used")
-    if suffix in SHARD_IMAGE_SUFFIXES:
-        sample.image = content
-    else:
-        sample.texts[suffix] = content
+    kinds[kind] = Member(member.offset_data, member.size)
 
 
 def _shown(member: tarfile.TarInfo) -> str:

@@ -62,7 +62,7 @@ class WholeImageDrawer(Drawer):
 
     def _outputs(self, drawing: Drawing, x_t: Tensor, t: Tensor) -> Tensor:
         """``(branches, B, N, C)`` outputs, float32."""
-        features = self.image_input(x_t, t)  # (B, N, H)
+        features = self.image_input(x_t, self.head.step_of(t))  # (B, N, H)
         branches = drawing.prompted.rows // len(features)
         z = drawing.prompted.states(features.repeat(branches, 1, 1))[:, 1:]  # (branches B, N, H)
         return branches_of(self.head(z), len(features))

@@ -70,6 +70,10 @@ class ImageTokenizer(FrozenModule, ABC):
     def _encode(self, pixels: Tensor, *, sample: bool, generator: Generators | None) -> Tensor:
         """Unscaled latents ``(B, N, channels)``, any dtype."""
 
+    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and std of unscaled latents, ``(B, N, channels)`` each, any dtype; no std where there is no posterior."""
+        return self._encode(pixels, sample=False, generator=None), None
+
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels of unscaled latents ``(B, N, channels)``, if ``can_decode``."""
         raise NotImplementedError
@@ -125,6 +129,30 @@ class ImageTokenizer(FrozenModule, ABC):
         tokens = self.scale.normalize(z.float())  # (B, N, C)
         check_finite("tokens", tokens)
         return tokens
+
+    @torch.no_grad()
+    def encode_posterior(self, pixels: Tensor, *, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """Images to what :meth:`encode` draws from: ``mean + std * noise`` is a sample, and any number can be drawn later.
+
+        Args:
+            pixels: As in :meth:`encode`, and so the errors.
+            dtype: As above.
+
+        Returns:
+            ``encode(pixels)``, and the standard deviation of each of its numbers, ``(batch, grid * grid, channels)`` float32;
+            None in place of the second where there is no posterior.
+        """
+        check_pixels(pixels, self.image_channels, self.image_size)
+        if not len(pixels):
+            return self.encode(pixels), None
+        with self._precision(dtype, pixels.device):
+            mean, std = self._posterior(self._as_weights(pixels))  # (B, N, C)
+        mean = self.scale.normalize(mean.float())  # (B, N, C)
+        check_finite("tokens", mean)
+        if std is not None:
+            std = LatentScale(self.scale.std).normalize(std.float())  # (B, N, C)
+            check_finite("standard deviations of tokens", std)
+        return mean, std
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:

@@ -94,9 +94,16 @@ class KLTokenizer(DiffusersTokenizer):
         return cls(model, name=name, image_size=image_size, scale=scale)
 
     def _encode(self, pixels: Tensor, *, sample: bool, generator: Generators | None) -> Tensor:
-        moments = self.network.encode(pixels).latent_dist.parameters  # (B, 2 C, g, g)
-        posterior: Any = DiagonalGaussianDistribution(moments.float())  # exponential and draw in float32
+        posterior = self._distribution(pixels)
         return to_tokens(posterior.sample(generator) if sample else posterior.mode())  # (B, N, C)
+
+    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        posterior = self._distribution(pixels)
+        return to_tokens(posterior.mode()), to_tokens(posterior.std)  # (B, N, C)
+
+    def _distribution(self, pixels: Tensor) -> Any:
+        moments = self.network.encode(pixels).latent_dist.parameters  # (B, 2 C, g, g)
+        return DiagonalGaussianDistribution(moments.float())  # exponential and draw in float32
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.network.decode(to_features(latents)).sample  # (B, 3, H, W)

@@ -371,3 +371,23 @@ def test_a_reading_model_draws_nothing() -> None:
     model = tiny_model("understanding-only")
     with pytest.raises(ValueError, match="draws no images"):
         model(torch.tensor([BLOCK]), image_tokens=some_tokens(model, 1), image_targets=torch.tensor([True]))
+
+
+@pytest.mark.parametrize("name", ["mmar", "transfusion", "raster"])
+def test_an_image_with_its_own_generator_meets_the_same_noise_in_every_batch(name: str) -> None:
+    model = tiny_model(name)
+    ids, tokens, known = torch.tensor([QUESTION + BLOCK] * 3), some_tokens(model, 3), some_known(3)
+    options = {"known": known if model.config.is_masked else None, "image_targets": torch.ones(3, dtype=torch.bool)}
+
+    def rows(order: list[int], seeds: list[int]) -> Tensor:
+        sources = [torch.Generator().manual_seed(seeds[i]) for i in order]
+        chosen = {k: None if v is None else v[order] for k, v in options.items()}
+        with torch.no_grad():
+            out = model(ids[order], image_tokens=tokens[order], generator=sources, **chosen)
+        return out.image_rows.view(len(order), -1)
+
+    together = rows([0, 1, 2], [7, 8, 9])
+    assert close(rows([2, 0], [7, 8, 9]), together[[2, 0]], PRECISIONS["float32"])
+    assert not close(rows([2, 0], [7, 8, 10]), together[[2, 0]], 1e-2)  # the control
+    with pytest.raises(ValueError, match="one for each of the 3 images"):
+        model(ids, image_tokens=tokens, generator=[torch.Generator()], **options)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from torch.utils.data import Dataset
+
 from mmar.data.draws import pick, some, stream
 from mmar.data.example import Example
 from mmar.data.scenes.captions import caption, paraphrases
@@ -30,7 +32,7 @@ class Question:
     answer: str
 
 
-class SceneDataset:
+class SceneDataset(Dataset[Example]):
     """Drawn scenes.
 
     ``dataset[i]`` depends on the arguments and ``i`` alone; ``size`` changes the pixels only. The meta of an example holds

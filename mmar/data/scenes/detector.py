@@ -1,8 +1,8 @@
 """What a picture of a scene shows, read back from its pixels: the examiner of generated images.
 
-The picture is explained object by object: of all shapes, sizes, places and colours the one that takes most squared error off
-the picture comes first, then its surroundings count as explained, and so on. Matched filters are the best linear detectors in
-white noise, so noisy pictures are read as well; a real generator's flaws are milder than that.
+The picture is explained thing by thing. A search over all shapes, sizes, colours and whole units finds what takes most squared
+error off the picture; a closer look around it compares half units and blurred versions as well; then the surroundings count
+as explained. Matched filters are the best linear detectors in white noise, so noisy pictures are read too.
 """
 
 from __future__ import annotations
@@ -15,78 +15,91 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from mmar.data.scenes.drawing import check_size, coverage
-from mmar.data.scenes.font import CHARACTERS, HEIGHT, WIDTH, bitmap
-from mmar.data.scenes.scene import Glyph, SceneObject
+from mmar.data.scenes.font import CHARACTERS, bitmap
+from mmar.data.scenes.scene import Box, Glyph, SceneObject
+from mmar.data.scenes.templates import WINDOW, Templates, glyph_templates, shape_templates
 from mmar.data.scenes.vocabulary import BACKGROUNDS, COLOURS, INKS, SHAPES, SIZES, UNITS
 
-STRENGTH = (0.5, 1.25)
-"""How strongly an object may stand out from the background, 1 as drawn; fainter ones are no objects."""
+FAINTEST = 0.5
+"""Least contrast of a thing, 1 as drawn."""
 
-LIKENESS = 0.6
-"""Smallest correlation of an object with what was drawn, over its box."""
+STRONGEST = 1.25
+"""Contrasts above this count as this."""
 
-MOST_THINGS = 9
-"""After so many a picture is not searched further."""
+LIKENESS = 0.7
+"""Least correlation of a thing with what was drawn, over its box."""
 
-_COLOURS, _SIZES = tuple(COLOURS), tuple(SIZES)
+_FAINTEST_AT_FIRST = 0.3
+"""Out of focus or half a unit beside a mask, a thing seems fainter than it is."""
+
+_MOST_LOOKS = 12
+_PAD = WINDOW // 2 + 1
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What was found.
+    """What was found, the most conspicuous first.
 
     Attributes:
         background: The nearest of the backgrounds.
-        objects: In the order in which they explain the picture; any number.
-        glyph: The printed character, or None.
-        likeness: For each object the correlation of its pixels with what was drawn, at most 1.
+        objects: Any number; places are rounded to whole units.
+        glyphs: Printed characters.
+        unclear: How many things stand out that are like nothing that can be drawn.
     """
 
     background: str
     objects: tuple[SceneObject, ...]
-    glyph: Glyph | None
-    likeness: tuple[float, ...]
+    glyphs: tuple[Glyph, ...]
+    unclear: int
 
 
 @dataclass(frozen=True)
 class _Match:
     gain: float
-    strength: float
-    colour: np.ndarray
-    mask: np.ndarray
+    likeness: float
     thing: SceneObject | Glyph
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The entry of a bank of masks, and the colour, that take most squared error off."""
+
+    gain: float
+    mask: int
+    colour: int
 
 
 def detect(image: Image.Image | np.ndarray) -> Detection:
     """The objects of a picture.
 
     Args:
-        image: RGB Pillow image or ``(S, S, 3)`` uint8, S a multiple of 32. It is reduced to 32 pixels, where a unit of the
-            scene is a pixel; places are found to a unit.
+        image: RGB Pillow image or ``(S, S, 3)`` uint8, S a multiple of 32. It is reduced to 32 pixels, where a pixel is a unit.
 
     Raises:
         ValueError: If the image is not a square of RGB pixels, or S is no multiple of 32.
         TypeError: If it has another dtype.
     """
     units = _reduced(image)
-    ground = np.median(units, axis=(0, 1))  # objects cover less than half of a scene
-    background = _nearest(ground)
-    rest = units - ground
-    objects: list[SceneObject] = []
-    likeness: list[float] = []
-    glyph: Glyph | None = None
-    for _ in range(MOST_THINGS):
-        match = _best(rest, ground, background)
-        if match is None:
+    ground = np.median(units, axis=(0, 1))  # things cover less than half of a scene
+    background = min(BACKGROUNDS, key=lambda name: float(((_unit(BACKGROUNDS[name]) - ground) ** 2).sum()))
+    palette = np.stack([_unit(colour) for colour in (*COLOURS.values(), INKS[background])]) - ground  # (colours + 1, 3)
+    rest = np.pad(units - ground, ((_PAD, _PAD), (_PAD, _PAD), (0, 0)))
+    found: list[SceneObject | Glyph] = []
+    unclear = 0
+    for _ in range(_MOST_LOOKS):
+        box = _conspicuous(rest[_PAD:-_PAD, _PAD:-_PAD], palette)
+        if box is None:
             break
-        likelihood = _likeness(rest, match)
-        if likelihood >= LIKENESS and isinstance(match.thing, SceneObject):
-            objects.append(match.thing)
-            likeness.append(likelihood)
-        elif likelihood >= LIKENESS and glyph is None and isinstance(match.thing, Glyph):
-            glyph = match.thing
-        _explain(rest, match.thing)
-    return Detection(background, tuple(objects), glyph, tuple(likeness))
+        match = _closest(rest, box, palette)
+        if match is not None and match.likeness >= LIKENESS:
+            found.append(match.thing)
+            _explain(rest, match.thing.box)
+        elif match is not None:
+            unclear += 1
+        _explain(rest, box)
+    objects = tuple(thing for thing in found if isinstance(thing, SceneObject))
+    glyphs = tuple(thing for thing in found if isinstance(thing, Glyph))
+    return Detection(background, objects, glyphs, unclear)
 
 
 def _reduced(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -103,72 +116,88 @@ def _reduced(image: Image.Image | np.ndarray) -> np.ndarray:
     return values.reshape(UNITS, scale, UNITS, scale, 3).mean((1, 3)) / 255.0
 
 
-def _nearest(ground: np.ndarray) -> str:
-    return min(BACKGROUNDS, key=lambda name: float(((np.array(BACKGROUNDS[name]) / 255.0 - ground) ** 2).sum()))
+def _unit(colour: tuple[int, int, int]) -> np.ndarray:
+    return np.array(colour) / 255.0
 
 
-def _best(rest: np.ndarray, ground: np.ndarray, background: str) -> _Match | None:
-    """The thing that explains most of ``rest (32, 32, 3)``, the picture less its background."""
-    found = [_best_object(rest, ground, size) for size in _SIZES] + [_best_glyph(rest, ground, background)]
-    return max((match for match in found if match is not None), key=lambda match: match.gain, default=None)
+def _conspicuous(rest: np.ndarray, palette: np.ndarray) -> Box | None:
+    """The box of what explains most of ``rest (32, 32, 3)``, the picture less its background; None if all are too faint."""
+    banks = [(_shape_masks(side), palette[:-1]) for side in SIZES.values()] + [(_glyph_masks(), palette[-1:])]
+    boxes: list[tuple[float, Box]] = []
+    for masks, colours in banks:
+        height, width = masks.shape[1:]
+        windows = sliding_window_view(rest, (height, width), axis=(0, 1))  # (H, W, 3, h, w)
+        planes = np.tensordot(masks, windows, axes=([1, 2], [3, 4]))  # (M, H, W, 3)
+        best = planes.shape[1] * planes.shape[2]
+        energies = np.repeat((masks**2).sum((1, 2)), best)
+        top = _most_explained(planes.reshape(-1, 3), energies, colours, _FAINTEST_AT_FIRST)
+        if top is not None:
+            row, column = divmod(top.mask % best, planes.shape[2])
+            boxes.append((top.gain, (column, row, width, height)))
+    return max(boxes)[1] if boxes else None
 
 
-def _best_object(rest: np.ndarray, ground: np.ndarray, size: str) -> _Match | None:
-    masks = _shape_masks(SIZES[size])
-    colours = np.array([COLOURS[name] for name in _COLOURS]) / 255.0 - ground  # (C, 3)
-    gain, (strength, colour, shape, top, left) = _filtered(rest, masks, colours)
-    if gain <= 0:
+def _closest(rest: np.ndarray, box: Box, palette: np.ndarray) -> _Match | None:
+    """What is most like the surroundings of a box, objects and characters compared."""
+    left = box[0] + box[2] // 2 - WINDOW // 2  # of the window, units
+    top = box[1] + box[3] // 2 - WINDOW // 2
+    window = rest[top + _PAD : top + _PAD + WINDOW, left + _PAD : left + _PAD + WINDOW]  # (13, 13, 3)
+    matches = [
+        _match(window, templates, colours, left, top)
+        for templates, colours in ((shape_templates(), palette[:-1]), (glyph_templates(), palette[-1:]))
+    ]
+    return max((match for match in matches if match is not None), key=lambda match: match.gain, default=None)
+
+
+def _match(window: np.ndarray, templates: Templates, colours: np.ndarray, left: int, top: int) -> _Match | None:
+    planes = np.tensordot(templates.masks, window, axes=([1, 2], [0, 1]))  # (M, 3)
+    best = _most_explained(planes, (templates.masks**2).sum((1, 2)), colours, FAINTEST)
+    if best is None:
         return None
-    thing = SceneObject(_COLOURS[colour], SHAPES[shape], size, left, top)
-    return _Match(gain, strength, colours[colour], masks[shape], thing)
+    name, size = templates.names[best.mask], templates.sizes[best.mask]
+    dx, dy = np.floor(templates.corners[best.mask] + 0.5).astype(int)
+    width, height = (SIZES[size], SIZES[size]) if size else bitmap(name).shape[::-1]
+    x, y = _inside(left + int(dx), width), _inside(top + int(dy), height)
+    thing = SceneObject(tuple(COLOURS)[best.colour], name, size, x, y) if size else Glyph(name, x, y)
+    here = np.s_[dy : dy + height, dx : dx + width]
+    drawn = templates.masks[best.mask][here][..., None] * colours[best.colour]
+    return _Match(best.gain, _cosine(window[here], drawn), thing)
 
 
-def _best_glyph(rest: np.ndarray, ground: np.ndarray, background: str) -> _Match | None:
-    masks = _glyph_masks()
-    ink = np.array([INKS[background]]) / 255.0 - ground  # (1, 3)
-    gain, (strength, _, character, top, left) = _filtered(rest, masks, ink)
-    return _Match(gain, strength, ink[0], masks[character], Glyph(CHARACTERS[character], left, top)) if gain > 0 else None
+def _most_explained(planes: np.ndarray, energies: np.ndarray, colours: np.ndarray, faintest: float) -> _Best | None:
+    r"""As what and in which colour ``a mask colour`` explains most of ``d``, the picture less its background.
 
+    .. math:: \|d\|^2 - \|d - a\,m c\|^2 = 2 a \langle d, m c \rangle - a^2 \|m\|^2 \|c\|^2
 
-def _filtered(rest: np.ndarray, masks: np.ndarray, colours: np.ndarray) -> tuple[float, tuple[float, int, int, int, int]]:
-    r"""Where, as what and in which colour ``a mask colour`` explains most.
-
-    .. math:: \|d\|^2 - \|d - a\,m c\|^2 = 2 a\, \langle d, m c \rangle - a^2 \|m\|^2 \|c\|^2
-
-    is largest at :math:`a = \langle d, m c \rangle / (\|m\|^2 \|c\|^2)`, which is kept within :data:`STRENGTH`.
+    is largest at :math:`a = \langle d, m c \rangle / (\|m\|^2 \|c\|^2)`, which may not be less than ``faintest`` and counts as
+    :data:`STRONGEST` if it is more.
 
     Args:
-        rest: ``(32, 32, 3)``.
-        masks: ``(M, h, w)``.
+        planes: ``(M, 3)``, the inner products of d with each mask, per channel.
+        energies: ``(M,)``, squared norms of the masks.
         colours: ``(C, 3)``, less the background.
-
-    Returns:
-        The gain, 0 where all are too faint, and ``a``, colour, mask, top, left.
+        faintest: Least a.
     """
-    windows = sliding_window_view(rest, masks.shape[1:], axis=(0, 1))  # (H, W, 3, h, w)
-    planes = np.tensordot(windows, masks, axes=([3, 4], [1, 2]))  # (H, W, 3, M)
-    overlap = np.einsum("hwkm,ck->cmhw", planes, colours)  # (C, M, H, W)
-    energy = (colours**2).sum(1)[:, None] * (masks**2).sum((1, 2))  # (C, M)
-    energy = np.maximum(energy, 1e-12)[..., None, None]
-    strength = np.clip(overlap / energy, *STRENGTH)
-    gains = np.where(overlap >= STRENGTH[0] * energy, (2.0 * overlap - strength * energy) * strength, 0.0)
-    at = np.unravel_index(int(gains.argmax()), gains.shape)
-    colour, mask, top, left = (int(i) for i in at)
-    return float(gains[at]), (float(strength[at]), colour, mask, top, left)
+    overlap = planes @ colours.T  # (M, C)
+    energy = np.maximum(energies[:, None] * (colours**2).sum(1), 1e-12)
+    strength = np.minimum(overlap / energy, STRONGEST)
+    gains = np.where(strength >= faintest, (2.0 * overlap - strength * energy) * strength, 0.0)
+    mask, colour = divmod(int(gains.argmax()), len(colours))
+    return _Best(float(gains[mask, colour]), mask, colour) if gains[mask, colour] > 0 else None
 
 
-def _likeness(rest: np.ndarray, match: _Match) -> float:
-    """Cosine between the pixels of the box and what is drawn there."""
-    left, top, width, height = match.thing.box
-    patch = rest[top : top + height, left : left + width]
-    drawn = match.mask[..., None] * match.colour
-    return float((patch * drawn).sum() / np.sqrt((patch**2).sum() * (drawn**2).sum()))
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
 
 
-def _explain(rest: np.ndarray, thing: SceneObject | Glyph) -> None:
+def _inside(start: int, extent: int) -> int:
+    return min(max(start, 0), UNITS - extent)
+
+
+def _explain(rest: np.ndarray, box: Box) -> None:
     """Nothing is left in and around a box: two things lie two units apart."""
-    left, top, width, height = thing.box
-    rest[max(0, top - 1) : top + height + 1, max(0, left - 1) : left + width + 1] = 0.0
+    left, top, width, height = box[0] + _PAD, box[1] + _PAD, box[2], box[3]
+    rest[top - 1 : top + height + 1, left - 1 : left + width + 1] = 0.0
 
 
 @lru_cache(maxsize=4)
@@ -180,5 +209,4 @@ def _shape_masks(side: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _glyph_masks() -> np.ndarray:
     """``(characters, 7, 5)``."""
-    masks = np.stack([bitmap(character) for character in CHARACTERS]).astype(np.float64)
-    return masks.reshape(len(CHARACTERS), HEIGHT, WIDTH)
+    return np.stack([bitmap(character) for character in CHARACTERS]).astype(np.float64)

@@ -52,7 +52,8 @@ def colour(sampled: SampledScene, rng: Random) -> Turn | None:
     if name is None:
         return None
     thing, words = name
-    return pick(rng, ("what colour is {}?", "which colour does {} have?", "what is the colour of {}?")).format(words), thing.colour
+    question = pick(rng, ("what colour is {}?", "which colour does {} have?", "what is the colour of {}?"))
+    return question.format(words), thing.colour
 
 
 def shape(sampled: SampledScene, rng: Random) -> Turn | None:
@@ -61,7 +62,8 @@ def shape(sampled: SampledScene, rng: Random) -> Turn | None:
     if name is None:
         return None
     thing, words = name
-    return pick(rng, ("what shape is {}?", "which shape does {} have?", "what is the shape of {}?")).format(words), thing.shape
+    question = pick(rng, ("what shape is {}?", "which shape does {} have?", "what is the shape of {}?"))
+    return question.format(words), thing.shape
 
 
 def position(sampled: SampledScene, rng: Random) -> Turn | None:

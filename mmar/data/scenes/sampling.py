@@ -11,13 +11,11 @@ from mmar.data.scenes.font import CHARACTERS, HEIGHT, WIDTH
 from mmar.data.scenes.scene import Box, Glyph, Scene, SceneObject, apart
 from mmar.data.scenes.vocabulary import (
     BACKGROUNDS,
-    COLOURS,
     HELD_OUT,
     MARGIN,
     MAX_OBJECTS,
     PAIRS,
     POSITIONS,
-    SHAPES,
     SIZES,
     TRAINED,
     UNITS,

@@ -71,7 +71,7 @@ class SceneObject:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """x to the right and y downwards, units."""
+        """To the right and downwards from the upper left corner, units."""
         return self.left + self.side / 2, self.top + self.side / 2
 
     @property
@@ -144,7 +144,7 @@ class Scene:
             raise ValueError(f"objects must number 1 to {MAX_OBJECTS}, got {len(self.objects)}")
         if self.background not in BACKGROUNDS:
             raise ValueError(f"background must be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
-        things = [*self.objects, self.glyph] if self.glyph else list(self.objects)
+        things: list[SceneObject | Glyph] = [*self.objects, *([self.glyph] if self.glyph else [])]
         if len({thing.cell for thing in things}) < len(things):
             raise ValueError(f"objects must lie in different cells of the 3 x 3 grid, got cells {[t.cell for t in things]}")
         for a, b in combinations(things, 2):
@@ -157,9 +157,7 @@ class Scene:
     def matching(self, colour: str | None = None, shape: str | None = None, size: str | None = None) -> tuple[SceneObject, ...]:
         """The objects with the given attributes; None: any."""
         return tuple(
-            o
-            for o in self.objects
-            if (colour is None or o.colour == colour) and (shape is None or o.shape == shape) and (size is None or o.size == size)
+            o for o in self.objects if colour in (None, o.colour) and shape in (None, o.shape) and size in (None, o.size)
         )
 
     def digest(self) -> int:
@@ -200,9 +198,7 @@ def cell_of(box: Box) -> int:
 
 def apart(a: Box, b: Box) -> bool:
     """Whether two boxes are at least two units apart, beside or above each other."""
-    return (
-        a[0] + a[2] + GAP <= b[0] or b[0] + b[2] + GAP <= a[0] or a[1] + a[3] + GAP <= b[1] or b[1] + b[3] + GAP <= a[1]
-    )
+    return a[0] + a[2] + GAP <= b[0] or b[0] + b[2] + GAP <= a[0] or a[1] + a[3] + GAP <= b[1] or b[1] + b[3] + GAP <= a[1]
 
 
 def _check_inside(box: Box) -> None:

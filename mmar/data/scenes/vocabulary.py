@@ -40,7 +40,8 @@ SIZES = {"small": 6, "large": 9}
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 """Of the cells of a 3 x 3 grid, row by row."""
 
-PLACES = tuple(("in" if word == "centre" else "on" if word in ("left", "right") else "at") + f" the {word}" for word in POSITIONS)
+_PREPOSITIONS = {"centre": "in", "left": "on", "right": "on"}
+PLACES = tuple(f"{_PREPOSITIONS.get(word, 'at')} the {word}" for word in POSITIONS)
 """The same with a preposition."""
 
 NUMBERS = ("zero", "one", "two", "three", "four")
