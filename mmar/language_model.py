@@ -30,8 +30,7 @@ class MMARTextModel(Qwen2Model):
         super().__init__(config)
         self.plora_config = plora
         if plora is not None:
-            add_image_expert(self, plora)
-            self.post_init()  # once more, for the adapters; what has been initialised before stays
+            add_image_expert(self, plora)  # after post_init, which would draw lora_B; _init_weights knows it from now on
         self.freeze_base()
 
     def freeze_base(self) -> None:

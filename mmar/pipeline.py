@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, overload
@@ -18,6 +17,7 @@ from mmar.generation.image import OnStep, generate_image_tokens
 from mmar.generation.randomness import row_generators
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.generation.text import answer_questions, padded_left, shared_prefix
+from mmar.inference import check_compute_dtype, inference
 from mmar.model import MMARForConditionalGeneration
 from mmar.picture_codec import PictureCodec
 from mmar.pipeline_record import PipelineRecord
@@ -55,11 +55,7 @@ class MMARPipeline:
         compute_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         check_agreement(model.config, processor, image_tokenizer)
-        if compute_dtype not in (model.dtype, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"compute_dtype must be {model.dtype} (that of the weights), torch.bfloat16 or torch.float16, got "
-                f"{compute_dtype}; for float32, load the weights in float32"
-            )
+        check_compute_dtype(model, compute_dtype)
         self.model, self.processor, self.image_tokenizer = model, processor, image_tokenizer
         self.settings = ImageGenerationConfig() if settings is None else settings
         self.compute_dtype = compute_dtype
@@ -137,7 +133,7 @@ class MMARPipeline:
         prompts = self.processor.for_generation(captions).to(self.device)
         empty = self.processor.for_generation([None]).to(self.device) if settings.is_guided else {}
         tokens, known = (None, None) if kept is None else (part.expand(len(captions), *part.shape[1:]) for part in kept)
-        with self._inference():
+        with inference(self.model, self.compute_dtype):
             return generate_image_tokens(
                 self.model,
                 prompts["input_ids"],
@@ -204,7 +200,7 @@ class MMARPipeline:
         defaults = {} if "generation_config" in generation else {"do_sample": False, "max_new_tokens": 64}
         images = [one for image, _ in samples for one in _images(image)]
         tokens = self.encode(images)
-        with self._inference():
+        with inference(self.model, self.compute_dtype):
             answers = answer_questions(
                 self.model,
                 ids.to(self.device),
@@ -246,20 +242,6 @@ class MMARPipeline:
     @property
     def _codec(self) -> PictureCodec:
         return PictureCodec(self.processor.image_processor, self.image_tokenizer, self.model.config.has_codes)
-
-    @contextlib.contextmanager
-    def _inference(self) -> Iterator[None]:
-        """Evaluation mode for the while, no gradients, and the compute dtype whatever autocast surrounds the call."""
-        was_training = self.model.training
-        self.model.eval()
-        autocast = torch.autocast(
-            self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype is not self.model.dtype
-        )
-        try:
-            with torch.no_grad(), autocast:
-                yield
-        finally:
-            self.model.train(was_training)
 
     # -- files ----------------------------------------------------------------------------------------------------------------
 

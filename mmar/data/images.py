@@ -133,7 +133,7 @@ def _opened(data: bytes, where: str, limits: ImageLimits) -> Image.Image:
         raise BadSample.of(Reason.TOO_SMALL, where, detail)
     if image.mode not in MODES:
         raise BadSample.of(Reason.PIXEL_FORMAT, where, f"the mode must be one of {', '.join(MODES)}, got {image.mode}")
-    if image.format == "PNG":  # loading does not look at the checksums
+    if image.format == "PNG":  # loading does not look at all checksums
         image.verify()
         image = Image.open(BytesIO(data), formats=FORMATS)
     return image

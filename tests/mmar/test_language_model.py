@@ -26,7 +26,7 @@ from tiny_qwen2 import (
     tiny_model,
 )
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, Qwen2Config
 
 import mmar.language_model
 from mmar.config import PLoRAConfig
@@ -181,6 +181,23 @@ def without_the_expert(folder: Path) -> Path:
 def test_expert_starts_as_lora() -> None:
     assert starts_as_lora(MMARTextModel(tiny_config(), PLoRAConfig(rank=RANK)))
     assert not starts_as_lora(tiny_model())
+
+
+class Parent(PreTrainedModel):
+    """A model with a text model inside, whose ``post_init`` initialises what is not initialised yet."""
+
+    config_class = Qwen2Config
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)
+        self.inner = MMARTextModel(config, PLoRAConfig(rank=RANK))
+        self.post_init()
+
+
+def test_expert_starts_as_lora_within_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert starts_as_lora(Parent(tiny_config()).inner)
+    monkeypatch.setattr(mmar.language_model, "start_adapter", lambda _: False)
+    assert not starts_as_lora(Parent(tiny_config()).inner)
 
 
 @pytest.mark.usefixtures("nan_in_new_memory")
