@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
+
+from mmar.noise_draws import Generators, check_generators
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,18 @@ def masked_count(ratio: float, tokens: int) -> int:
     return min(tokens, max(1, math.ceil(ratio * tokens)))
 
 
-def draw_known(images: int, tokens: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
+def draw_known(images: int, tokens: int, ratio: float, generator: Generators = None) -> Tensor:
     """``(images, tokens)`` bool, True where known: another set for each image, of one size for all.
 
-    One share per micro-batch keeps EmbeddingViT dense; draw it with the same seed on all ranks to balance their load.
+    One share per micro-batch keeps EmbeddingViT dense; draw it with the same seed on all ranks to balance their load. The
+    sets come from one generator, or from one per image.
     """
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"ratio must lie in [0, 1], got {ratio}; it comes from MaskRatio.sample")
-    rank = torch.rand(images, tokens, generator=generator).argsort(-1).argsort(-1)  # (images, tokens): a random order
+    check_generators(generator, images)
+    if isinstance(generator, Sequence):
+        uniform = torch.stack([torch.rand(tokens, generator=source) for source in generator])
+    else:
+        uniform = torch.rand(images, tokens, generator=generator)
+    rank = uniform.argsort(-1).argsort(-1)  # (images, tokens): a random order
     return rank >= masked_count(ratio, tokens)

@@ -122,6 +122,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         image_timesteps: Tensor | None = None,
         labels: Tensor | None = None,
         timesteps_per_token: int | None = None,
+        loss_weights: tuple[float, float] = (1.0, 1.0),
         generator: Generators = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -141,38 +142,33 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
             image_timesteps: ``(n,)`` noise levels, transfusion-like only.
             labels: ``(B, L)`` text to predict, -100 elsewhere.
             timesteps_per_token: K; as configured by default.
+            loss_weights: Factors on the text and the image loss in their sum, for means over more than this batch.
             generator: CPU source of timesteps and noise; or one per image, which then meets the same noise in every batch.
             use_cache: Fill a cache and return it.
             logits_to_keep: Last positions that need logits; 0: all.
             output_image_states: Return z of every image token.
             return_dict: Accepted for transformers; the answer is always an :class:`MMAROutput`.
         """
-        has_images = image_tokens is not None or bool((input_ids == self.image_ids.image).any())
-        if not has_images:
+        images, layout = None, None
+        if image_tokens is not None or bool((input_ids == self.image_ids.image).any()):
+            layout = self.layout(input_ids, attention_mask)
+            per_row = layout.block.amax(-1)  # (B,)
+            images = image_batch(self.config, per_row, image_tokens, known, image_targets, image_timesteps)
+        image, z = None, None
+        if images is None or layout is None:
             out = self._run_text(input_ids, attention_mask, position_ids, past_key_values, use_cache)
-            return self._output(out, labels, logits_to_keep, None)
-        if past_key_values is not None and past_key_values.get_seq_length():
-            raise ValueError("image_tokens must come with the call that starts the cache, got a filled cache; start a new one")
-        layout = self.layout(input_ids, attention_mask)
-        per_row = layout.block.amax(-1)  # (B,)
-        images = image_batch(self.config, per_row, image_tokens, known, image_targets, image_timesteps)
-        if images is None:  # an empty batch of images
-            out = self._run_text(input_ids, attention_mask, position_ids, past_key_values, use_cache)
-            return self._output(out, labels, logits_to_keep, None)
-        check_generators(generator, len(images))
-        encoded = self.image_model.encode(images, generator)
-        embeds = self.embed_text(input_ids)
-        out = self.language_model(
-            inputs_embeds=embeds.masked_scatter(layout.is_image[..., None], encoded.features.to(embeds.dtype)),  # (B, L, H)
-            attention_mask={"full_attention": layout.attend},
-            position_ids=layout.position_ids if position_ids is None else position_ids,
-            past_key_values=past_key_values,
-            use_cache=bool(use_cache),
-            image_token_mask=layout.is_image,
-        )
-        z = self.image_states(out.last_hidden_state, layout.is_image)  # (n, N, H)
-        loss = self.image_model.loss(images, encoded, z, timesteps_per_token, generator)
-        return self._output(out, labels, logits_to_keep, loss, z if output_image_states else None)
+        else:
+            check_generators(generator, len(images))
+            encoded = self.image_model.encode(images, generator)
+            features = encoded.features
+            out = self._run_images(input_ids, layout, features, position_ids, past_key_values, use_cache)
+            z = self.image_states(out.last_hidden_state, layout.is_image)  # (n, N, H)
+            image = self.image_model.loss(images, encoded, z, timesteps_per_token, generator)
+        output = MMAROutput(past_key_values=out.past_key_values, image_states=z if output_image_states else None)
+        self._put_text(output, out.last_hidden_state, labels, logits_to_keep)
+        self._put_image(output, image)
+        output.loss = self._total(output, loss_weights)
+        return output
 
     def _run_text(
         self,
@@ -191,34 +187,45 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
             use_cache=bool(use_cache),
         )
 
-    def _output(
+    def _run_images(
         self,
-        out: BaseModelOutputWithPast,
-        labels: Tensor | None,
-        logits_to_keep: int,
-        image: ImageLoss | None,
-        image_states: Tensor | None = None,
-    ) -> MMAROutput:
-        hidden, output = out.last_hidden_state, MMAROutput(past_key_values=out.past_key_values, image_states=image_states)
+        input_ids: Tensor,
+        layout: SequenceLayout,
+        features: Tensor,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        use_cache: bool | None,
+    ) -> BaseModelOutputWithPast:
+        """Text with the features ``(n, N, H)`` of its images in place."""
+        if cache is not None and cache.get_seq_length():
+            raise ValueError("image_tokens must come with the call that starts the cache, got a filled cache; start a new one")
+        embeds = self.embed_text(input_ids)
+        return self.language_model(
+            inputs_embeds=embeds.masked_scatter(layout.is_image[..., None], features.to(embeds.dtype)),  # (B, L, H)
+            attention_mask={"full_attention": layout.attend},
+            position_ids=layout.position_ids if position_ids is None else position_ids,
+            past_key_values=cache,
+            use_cache=bool(use_cache),
+            image_token_mask=layout.is_image,
+        )
+
+    def _put_text(self, output: MMAROutput, hidden: Tensor, labels: Tensor | None, logits_to_keep: int) -> None:
+        """Logits, or the loss where there are labels."""
         if labels is None:
             output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)  # (B, L, V)
         else:
             output.text_loss, output.text_count = text_loss(hidden, labels, self.lm_head)
+
+    def _put_image(self, output: MMAROutput, image: ImageLoss | None) -> None:
         if image is not None:
             output.image_loss, output.image_count = image.mean, image.tokens
             output.image_rows, output.image_timesteps = image.per_row, image.timesteps
-        output.loss = self._total(output.text_loss, output.image_loss, hidden)
-        return output
 
-    def _total(self, text: Tensor | None, image: Tensor | None, hidden: Tensor) -> Tensor | None:
+    def _total(self, output: MMAROutput, weights: tuple[float, float]) -> Tensor | None:
         """``text + lambda image``; in training every parameter takes part, with weight 0, so that all ranks reduce the same."""
-        parts = [] if text is None else [text]
-        if image is not None:
-            parts.append(self.config.image_loss_weight * image)
-        if not parts:
-            return None
-        total = torch.stack(parts).sum()
+        losses = (output.text_loss, output.image_loss)
+        factors = (weights[0], weights[1] * self.config.image_loss_weight)
+        parts = [factor * loss for factor, loss in zip(factors, losses, strict=True) if loss is not None]
         if self.training:
-            unused = (p.flatten()[:1].float().sum() * 0.0 for p in self.parameters() if p.requires_grad)
-            total = total + sum(unused, torch.zeros_like(total))
-        return total
+            parts += [p.flatten()[:1].float().sum() * 0.0 for p in self.parameters() if p.requires_grad]
+        return torch.stack(parts).sum() if parts else None

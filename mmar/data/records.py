@@ -42,7 +42,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         BadSample: If it is none.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise BadSample.of(Reason.BAD_RECORD, where, f"it must be JSON, got {text[:60]!r} ({error})") from error
     if not isinstance(value, dict):
@@ -168,6 +168,14 @@ def _clean(text: str, where: str) -> str:
         if marker in text:
             raise BadSample.of(Reason.MARKER_IN_TEXT, where, f"a text must not hold {marker}")
     return text.strip()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that occurs twice JSON's readers silently take the last value."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError(f"a key must occur once, got {_keys(dict.fromkeys(key for key, _ in pairs))} for {len(pairs)} values")
+    return out
 
 
 def _keys(record: Mapping[str, Any]) -> str:

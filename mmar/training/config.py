@@ -197,8 +197,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         FileNotFoundError: If there is no such file.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainingConfig), *_layers(Path(path)), OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_object(merged)
+        layers = [OmegaConf.structured(TrainingConfig), *_layers(Path(path)), OmegaConf.from_dotlist(list(overrides))]
+        config = OmegaConf.to_object(OmegaConf.merge(*layers))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} must be a training configuration: {error}".splitlines()[0]) from error
     if not isinstance(config, TrainingConfig):

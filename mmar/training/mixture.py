@@ -31,9 +31,13 @@ class Mixture:
             raise ValueError(f"weights must be finite and not negative, got {dict(self.weights)}")
         if not sum(self.weights.values()) > 0:
             raise ValueError(f"weights must not all be zero, got {dict(self.weights)}")
-        wanted, self.done = self.done, 0
+        done, self.done = self.done, 0
         self._counts = dict.fromkeys(self.weights, 0)
-        for _ in range(wanted):
+        if all(float(w).is_integer() for w in self.weights.values()):  # then the sequence repeats
+            period = int(sum(self.weights.values()))
+            self.done = done - done % period
+            self._counts = {task: self.done // period * int(weight) for task, weight in self.weights.items()}
+        while self.done < done:
             next(self)
 
     @classmethod

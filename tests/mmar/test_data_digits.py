@@ -42,7 +42,7 @@ def answer(question: str, digit: int) -> str:
     if "odd" in question:
         return ("even", "odd")[digit % 2]
     if "more" in question or "next" in question:
-        return "zero one two three four five six seven eight nine ten".split()[digit + 1]
+        return ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"][digit + 1]
     if "less" in question or "before" in question:
         return ["minus one", *NUMBERS][digit]
     if found := re.search(r"(?:is this|show) an? (\w+)\?", question):

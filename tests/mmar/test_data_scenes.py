@@ -23,7 +23,7 @@ from mmar.data.scenes.font import CHARACTERS, bitmap
 from mmar.data.scenes.sampling import COUNTED_GIVEN_OBJECTS
 from mmar.data.scenes.vocabulary import BACKGROUNDS, COLOURS, HELD_OUT, INKS, PAIRS, POSITIONS, SHAPES, SPLITS, TRAINED, Split
 
-GOLDEN = {"train": "?", "test": "?", "held_out": "?"}
+GOLDEN = {"train": "cfc948b092e80d5c", "test": "eb3dae7fc214928f", "held_out": "3c77874ba44cefe0"}
 """Of the first examples of each split: images, captions and questions are the same on every machine and for good."""
 
 scenes = st.builds(
@@ -163,10 +163,10 @@ def test_held_out_scenes_show_held_out_pairs_and_ask_for_them() -> None:
 
 
 def test_no_test_scene_is_a_training_scene() -> None:
-    """With one object there are few enough scenes that two seeds meet: 3000 draws of about 100 000 scenes."""
+    """With one object in the middle of its cell there are 1890 scenes: two seeds meet."""
 
     def shown(split: Split, seed: int) -> set[tuple]:
-        sampled = (sample_scene(stream(seed, i), split).scene for i in range(12_000))
+        sampled = (sample_scene(stream(seed, i), split).scene for i in range(4000))
         return {(scene.objects, scene.background) for scene in sampled if len(scene) == 1 and scene.glyph is None}
 
     train, again, test = shown("train", 1), shown("train", 2), shown("test", 3)

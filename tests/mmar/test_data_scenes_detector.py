@@ -37,7 +37,7 @@ def exactly_read(change: Change, *, size: int = 32, count: int, placed: bool = T
 
 
 def test_clean_drawings_are_read_without_a_flaw() -> None:
-    for i in range(150):
+    for i in range(100):
         scene = sample_scene(stream("clean", i), ("train", "test", "held_out")[i % 3]).scene
         found = detect(draw(scene))
         assert set(found.objects) == set(scene.objects)
@@ -77,8 +77,7 @@ def test_nothing_is_found_where_nothing_is() -> None:
 
 def test_a_smear_is_unclear() -> None:
     picture = np.full((32, 32, 3), 255, dtype=np.uint8)
-    picture[10:22:2, 10:22] = (255, 0, 0)  # stripes
-    picture[11:22:2, 10:22] = (0, 180, 0)
+    picture[8:20, 8:20] = np.random.default_rng(0).integers(0, 256, (12, 12, 3))
     found = detect(picture)
     assert found.unclear > 0
     scene = Scene((SceneObject("red", "square", "large", 11, 11),))
@@ -87,7 +86,7 @@ def test_a_smear_is_unclear() -> None:
 
 SCENE = Scene(
     (
-        SceneObject("red", "circle", "small", 2, 2),
+        SceneObject("red", "circle", "small", 0, 0),
         SceneObject("blue", "bar", "large", 22, 1),
         SceneObject("green", "ring", "large", 11, 11),
         SceneObject("cyan", "moon", "small", 2, 24),
