@@ -233,6 +233,14 @@ class MMARProcessor(ProcessorMixin):
         text = {**encoder.pad(rows, padding_side), "labels": encoder.pad_labels(rows, padding_side)}
         return BatchFeature({**text, "image_targets": targets, **self._pixel_values(flat)})
 
+    def check_row(self, sample: Sample, *, max_length: int | None = None) -> None:
+        """Refuse what :meth:`training_batch` would refuse in the words of one sample, without its image.
+
+        Raises:
+            ValueError: As there; also if the row is longer than ``max_length``.
+        """
+        self._fitted(sample, self._conversation, max_length, None)
+
     def decode(self, token_ids: Any, skip_special_tokens: bool = True) -> str:
         """Text of one row of ids, without control tokens."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)

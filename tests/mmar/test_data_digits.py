@@ -155,9 +155,9 @@ def test_bad_options_are_refused(options: dict) -> None:
 
 
 def test_bad_values_are_refused(train: DigitDataset) -> None:
-    with pytest.raises(IndexError, match="0 .. 1351, got 1352"):
+    with pytest.raises(IndexError, match=r"0 \.\. 1351, got 1352"):
         train[1352]
-    with pytest.raises(ValueError, match="levels must lie in 0 .. 16"):
+    with pytest.raises(ValueError, match=r"levels must lie in 0 \.\. 16"):
         to_image(np.array([[17]]))
     with pytest.raises(ValueError, match="mode of the image must be L"):
         to_levels(train[0].image.convert("RGB"))

@@ -105,7 +105,7 @@ def test_every_tar_format_and_long_names(tmp_path: Path, form: int) -> None:
     assert example.meta == {"source": f"{path}:{name}"}
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(
     world_size=st.integers(1, 4),
     workers=st.integers(1, 3),
@@ -131,7 +131,7 @@ def test_every_sample_once_per_epoch(seven: list[Path], world_size: int, workers
     assert read(3) == Counter(ALL * 3)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(taken=st.integers(0, 70), mixed=st.integers(1, 9), seed=st.integers(0, 3), world_size=st.integers(1, 9))
 def test_the_rest_after_a_resumption_is_the_same(seven: list[Path], taken: int, mixed: int, seed: int, world_size: int) -> None:
     def stream() -> ShardStream:
@@ -312,15 +312,18 @@ def test_two_tars_in_one_file(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_vanishes_or_shrinks_while_it_is_read(tmp_path: Path) -> None:
-    paths = [numbered(tmp_path / f"{i}.tar", range(10 * i, 10 * i + 5)) for i in range(3)]
+    paths = [numbered(tmp_path / f"{i}.tar", range(100 * i, 100 * i + 20)) for i in range(3)]
     stream = ShardStream(paths, ONCE, mixed=1)
     examples = iter(stream)
     assert next(examples).caption == "0"
-    paths[0].write_bytes(paths[0].read_bytes()[:3000])
+    paths[0].write_bytes(paths[0].read_bytes()[:20_000])  # of 2048 bytes per sample; some are in a buffer
     paths[1].unlink()
-    assert captions(examples) == [str(20 + i) for i in range(5)]
-    assert stream.skipped.counts == {Reason.BROKEN_SHARD: 5}
-    assert stream.skipped.delivered == 6
+    rest = captions(examples)
+    read = rest.index("200")
+    assert rest == [*map(str, range(1, read + 1)), *map(str, range(200, 220))]
+    assert read < 19
+    assert stream.skipped.counts == {Reason.BROKEN_SHARD: 19 - read + 1}
+    assert stream.skipped.delivered == 1 + len(rest)
 
 
 def test_names_of_shards(tmp_path: Path, seven: list[Path]) -> None:

@@ -26,7 +26,7 @@ FAINTEST = 0.5
 STRONGEST = 1.25
 """Contrasts above this count as this."""
 
-LIKENESS = 0.8
+LIKENESS = 0.75
 """Least correlation of a thing with what was drawn, over its box."""
 
 _FAINTEST_AT_FIRST = 0.3

@@ -1,0 +1,133 @@
+"""Model, processor and image tokenizer of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mmar.agreement import check_agreement
+from mmar.config import MMARConfig
+from mmar.data.order import StreamSettings
+from mmar.model import MMARForConditionalGeneration
+from mmar.pipeline import IMAGE_TOKENIZER_FOLDER
+from mmar.processing import ChatFormat, MMARImageProcessor, MMARProcessor, train_tokenizer
+from mmar.tokenizers import ImageTokenizer, LatentScale, PatchTokenizer, load_image_tokenizer
+from mmar.training.config import TrainingConfig
+from mmar.training.sources import make_stream, texts_of
+
+SCALE_IMAGES = 2000
+"""Images on which the scale of patches is measured."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, and what surrounds it.
+
+    Attributes:
+        model: With its trainable parameters marked.
+        processor: Text and images to rows and pixels.
+        image_tokenizer: Frozen.
+    """
+
+    model: MMARForConditionalGeneration
+    processor: MMARProcessor
+    image_tokenizer: ImageTokenizer
+
+
+def build_parts(config: TrainingConfig) -> Parts:
+    """Build or load everything that a run needs.
+
+    Raises:
+        ValueError: If the parts do not belong together.
+        FileNotFoundError: If a folder is not there.
+    """
+    torch.manual_seed(config.seed)
+    model = _model(config)
+    image_tokenizer = _image_tokenizer(config, model.config)
+    processor = _processor(config, model.config, image_tokenizer)
+    check_agreement(model.config, processor, image_tokenizer)
+    _choose_trained(model, config)
+    return Parts(model, processor, image_tokenizer)
+
+
+def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
+    source, options = config.model, dict(config.model.options)
+    if source.checkpoint is not None:
+        return MMARForConditionalGeneration.from_pretrained(source.checkpoint, **options)
+    if source.qwen2 is not None:
+        return MMARForConditionalGeneration.from_qwen2(source.qwen2, preset=source.size, **options)
+    model = MMARForConditionalGeneration(MMARConfig.preset(source.preset or "", **options))
+    if source.language_model is not None:
+        _load_language_model(model, source.language_model)
+    return model
+
+
+def _load_language_model(model: MMARForConditionalGeneration, folder: str) -> None:
+    """The frozen weights of another run's language model."""
+    theirs = MMARForConditionalGeneration.from_pretrained(folder)
+    if theirs.config.text_config.to_dict() != model.config.text_config.to_dict():
+        raise ValueError(
+            f"model.language_model must have the text sizes of the preset, got others in {folder}; train it with them"
+        )
+    frozen = {name: p for name, p in theirs.named_parameters() if name.startswith("language_model.") and "lora_" not in name}
+    missing = model.load_state_dict(frozen, strict=False)
+    if missing.unexpected_keys:
+        raise ValueError(f"model.language_model must fit the model, got surplus {', '.join(missing.unexpected_keys[:4])}")
+    model.tie_weights()
+
+
+def _image_tokenizer(config: TrainingConfig, model_config: MMARConfig) -> ImageTokenizer:
+    folder = config.tokenizers.image
+    if folder is None and config.model.checkpoint is not None:
+        folder = str(Path(config.model.checkpoint) / IMAGE_TOKENIZER_FOLDER)
+    if folder is not None:
+        return load_image_tokenizer(folder)
+    image: Any = model_config.image_config
+    if image.tokenizer != "patches":
+        raise ValueError(f"tokenizers.image must be a folder for {image.tokenizer!r} tokens, got None")
+    patch = image.image_size // image.grid
+    plain = PatchTokenizer(image.image_size, patch, image_channels=image.channels // patch**2)
+    return plain.with_scale(LatentScale(std=_pixel_std(config, plain)))
+
+
+def _pixel_std(config: TrainingConfig, tokenizer: PatchTokenizer) -> float:
+    """Standard deviation of the pixels of the first images of the data."""
+    pixels, processor = [], MMARImageProcessor(tokenizer.image_size, tokenizer.image_channels)
+    for count, example in enumerate(make_stream(config.data, StreamSettings(seed=config.seed, epochs=1)).read()):
+        pixels.append(processor([example.image])["pixel_values"])
+        if count + 1 >= SCALE_IMAGES:
+            break
+    return float(torch.cat(pixels).double().std())
+
+
+def _processor(config: TrainingConfig, model_config: MMARConfig, image_tokenizer: ImageTokenizer) -> MMARProcessor:
+    folder = config.tokenizers.text
+    if folder is None and config.model.checkpoint is not None:
+        return MMARProcessor.from_pretrained(config.model.checkpoint)
+    chat = ChatFormat(system_prompt=config.tokenizers.system_prompt or None)
+    tokenizer: PreTrainedTokenizerBase
+    if folder is not None or config.model.qwen2 is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder or config.model.qwen2)
+    else:
+        words = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1))
+        tokenizer = train_tokenizer(texts_of(words, chat), model_config.text_config.vocab_size)
+    return MMARProcessor.from_config(model_config, tokenizer, chat=chat, channels=image_tokenizer.image_channels)
+
+
+def _choose_trained(model: MMARForConditionalGeneration, config: TrainingConfig) -> None:
+    """Stage text trains the language model and nothing else; the others everything but it."""
+    if config.stage == "text":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("language_model.") and "lora_" not in name)
+    if config.precision == "pure_bf16":
+        model.to(torch.bfloat16)
+    elif config.precision == "bf16":
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()

@@ -1,0 +1,110 @@
+"""Examples to rows for the tasks of a step, the same rows on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+
+from mmar.data.example import Example
+from mmar.processing.chat import GenerationSample, UnderstandingSample
+from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING, Mixture
+
+Row = GenerationSample | UnderstandingSample | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample stands in a run.
+
+    Attributes:
+        seed: Of the run.
+        step: Optimizer step.
+        index: Within the global batch of the step.
+    """
+
+    seed: int
+    step: int
+    index: int
+
+    def random(self) -> Random:
+        """Choices of words and questions."""
+        return Random(f"words {self.seed} {self.step} {self.index}")
+
+    def generator(self) -> torch.Generator:
+        """Masks, noise and posterior of this sample, whatever rank or batch it is in."""
+        return torch.Generator().manual_seed(Random(f"noise {self.seed} {self.step} {self.index}").getrandbits(63))
+
+
+def places(seed: int, step: int, *, rank: int, world_size: int, count: int) -> list[Place]:
+    """The samples of one rank in a step, in the order in which a stream delivers them: every ``world_size``-th."""
+    return [Place(seed, step, rank + world_size * i) for i in range(count)]
+
+
+def step_generator(seed: int, step: int, micro_batch: int) -> torch.Generator:
+    """What all ranks draw alike in a micro-batch: its mask ratio."""
+    return torch.Generator().manual_seed(Random(f"step {seed} {step} {micro_batch}").getrandbits(63))
+
+
+class TaskPlan:
+    """The tasks of each step: exact shares, in an order of the step's own.
+
+    Args:
+        mixture: Of tasks.
+        size: Samples of a step over all ranks.
+        seed: Of the orders.
+    """
+
+    def __init__(self, mixture: Mixture, size: int, seed: int) -> None:
+        self.mixture, self.size, self.seed = mixture, size, seed
+
+    def step(self, step: int) -> list[str]:
+        """Tasks of the global batch of a step; to be asked for step by step."""
+        if self.mixture.done != step * self.size:
+            self.mixture = Mixture(self.mixture.weights, step * self.size)
+        tasks = [next(self.mixture) for _ in range(self.size)]
+        Random(f"tasks {self.seed} {step}").shuffle(tasks)  # or every other rank would only draw
+        return tasks
+
+
+def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row:
+    """What is read or drawn of an example.
+
+    Args:
+        example: With an image, or its tokens outside.
+        task: understanding asks its questions, or for its caption where there are none; generation draws from its caption;
+            unconditional from nothing; text is questions and answers without the image.
+        rng: Of words, questions and their order.
+        questions: In one row at most.
+
+    Raises:
+        ValueError: If the example has nothing to ask about.
+    """
+    if task == GENERATION:
+        return example.drawing(rng)
+    if task == UNCONDITIONAL:
+        return GenerationSample(None, example.image)
+    if task not in (UNDERSTANDING, TEXT):
+        raise ValueError(f"task must be one of {UNDERSTANDING}, {GENERATION}, {UNCONDITIONAL}, {TEXT}, got {task!r}")
+    sample = _asked(example, rng, questions)
+    return sample if task == UNDERSTANDING else as_text(sample.turns)
+
+
+def as_text(turns: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    """A conversation without its image, for the language model's own training."""
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer or ""})
+    return messages
+
+
+def _asked(example: Example, rng: Random, questions: int) -> UnderstandingSample:
+    if not example.turns:
+        return example.describing(rng)
+    chosen = list(example.turns)
+    rng.shuffle(chosen)
+    return UnderstandingSample([example.image], chosen[:questions])
