@@ -109,7 +109,8 @@ class WholeImageModel(ImageModel):
             at_zero = torch.zeros(len(images), dtype=torch.int64, device=device)
             return Encoded(self.input(images.tokens.float(), at_zero))
         limit, uniform, eps = self._limits(images.targets), *self._draw(images, generator)
-        timesteps = (uniform * limit).long() if given is None else given.cpu()  # (n,)
+        drawn = self.head.schedule.timesteps[(uniform * limit).long()]  # (n,)
+        timesteps = drawn if given is None else given.cpu()  # (n,)
         eps = eps.to(device)  # (n, N, C)
         x_t = self.head.schedule.add_noise(images.tokens.float(), eps, timesteps)  # (n, N, C)
         timesteps = timesteps.to(device)
@@ -129,7 +130,7 @@ class WholeImageModel(ImageModel):
         return self.head.loss(z, images.tokens, encoded.eps, encoded.timesteps)
 
     def _limits(self, targets: Tensor) -> Tensor:
-        """``(n,)``: below which timestep each image is noised."""
+        """``(n,)``: below which step of the schedule each image is noised."""
         steps = torch.tensor([self.schedule_config.image_first_timesteps, self.schedule_config.num_train_timesteps])
         return steps[targets.cpu().long()]
 

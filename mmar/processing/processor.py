@@ -233,13 +233,18 @@ class MMARProcessor(ProcessorMixin):
         text = {**encoder.pad(rows, padding_side), "labels": encoder.pad_labels(rows, padding_side)}
         return BatchFeature({**text, "image_targets": targets, **self._pixel_values(flat)})
 
-    def check_row(self, sample: Sample, *, max_length: int | None = None) -> None:
-        """Refuse what :meth:`training_batch` would refuse in the words of one sample, without its image.
-
-        Raises:
-            ValueError: As there; also if the row is longer than ``max_length``.
-        """
-        self._fitted(sample, self._conversation, max_length, None)
+    def faults(self, samples: Sequence[Sample], *, max_length: int | None = None) -> list[ValueError | TypeError | None]:
+        """What :meth:`training_batch` would raise for each sample by itself, None where nothing; images are not looked at."""
+        encoder, found = self._encoder(), []
+        build = partial(self._row, encoder)
+        for sample in samples:
+            fault: ValueError | TypeError | None = None
+            try:
+                fitted(sample, build, self.tokenizer, max_length, None)
+            except (ValueError, TypeError) as error:
+                fault = error
+            found.append(fault)
+        return found
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True) -> str:
         """Text of one row of ids, without control tokens."""

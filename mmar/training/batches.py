@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,13 +87,11 @@ class BatchMaker:
             ValueError: If no item made a row.
         """
         rows, kept, keys = [], [], []
-        for item, task, place in zip(items, tasks, places, strict=True):
+        for row, item, task, place in self._fitting(items, tasks, places):
             cached, example = item if isinstance(item, tuple) else (None, item)
-            row = self._fitting(example, task, place)
-            if row is not None:
-                rows.append(row)
-                keys.append(example.key)
-                kept += [] if task == TEXT else [(cached, place.generator())]
+            rows.append(row)
+            keys.append(example.key)
+            kept += [] if task == TEXT else [(cached, place.generator())]
         if not rows:
             raise ValueError(f"items must make at least one row of a batch, got none: {dict(self.left_out)}")
         made = self.processor.training_batch(rows)
@@ -111,15 +109,26 @@ class BatchMaker:
                 inputs["known"] = (known | ~targets[:, None]).to(self.device)
         return Batch(inputs, sources, _answers(inputs["labels"]), self._with_loss(inputs), keys)
 
-    def _fitting(self, example: Example, task: str, place: Place) -> Row | None:
-        """The row of an example, or None, counted, where it has none that fits."""
-        try:
-            row = make_row(example, task, place.random(), questions=self.questions)
-            self.processor.check_row(row, max_length=self.max_length)
-        except ValueError as error:
-            self.left_out[str(error).split(",")[0][:80]] += 1
-            return None
-        return row
+    def _fitting(
+        self, items: Sequence[Item], tasks: Sequence[str], places: Sequence[Place]
+    ) -> Iterator[tuple[Row, Item, str, Place]]:
+        """Rows with what they are of; items that make no row, or one too long, are left out and counted."""
+        found: list[tuple[Row, Item, str, Place]] = []
+        for item, task, place in zip(items, tasks, places, strict=True):
+            example = item[1] if isinstance(item, tuple) else item
+            try:
+                found.append((make_row(example, task, place.random(), questions=self.questions), item, task, place))
+            except ValueError as error:
+                self._leave_out(error)
+        faults = self.processor.faults([row for row, *_ in found], max_length=self.max_length)
+        for entry, fault in zip(found, faults, strict=True):
+            if fault is None:
+                yield entry
+            else:
+                self._leave_out(fault)
+
+    def _leave_out(self, error: Exception) -> None:
+        self.left_out[str(error).split(",")[0][:80]] += 1
 
     @torch.no_grad()
     def _tokens(self, made: Mapping[str, Tensor], targets: Tensor, kept: list[tuple[CachedImage | None, Source]]) -> Tensor:

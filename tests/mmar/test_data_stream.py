@@ -20,7 +20,10 @@ from mmar.data.order import StreamSettings
 from mmar.data.skipped import BadSample, Reason, Skipped, SkipLimit, TooManySkipped
 from mmar.data.stream import ExampleStream
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than processors
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # more workers than processors
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 ANY = SkipLimit(max_share=1.0)
 
 

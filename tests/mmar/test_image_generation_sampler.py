@@ -240,6 +240,9 @@ def test_every_objective_can_follow_rectified_flow(name: str) -> None:
     if name == "transfusion":
         head = model.image_model.head
         assert head.step_of(head.schedule.timesteps).tolist() == list(range(1000))
+        ids, mask = prompts(*PROMPTS)
+        seen = model(ids, mask, image_tokens=got, image_targets=torch.ones(3, dtype=torch.bool), generator=seeded(1)[0])
+        assert torch.isin(seen.image_timesteps, head.schedule.timesteps).all()
         # From pure noise, unguided and with v, the last of 4 steps ends at the clean tokens: of order 1, not 1 / cos(phi).
         assert float(got.std()) < 3
 

@@ -1,0 +1,39 @@
+"""``python -m mmar.train CONFIG key=value ...``: train from a YAML configuration; under ``torchrun`` on many processes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmar.training.config import load_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, say where the result is. Status 2 for bad input, 1 for a run that failed, 0 otherwise."""
+    parser = argparse.ArgumentParser(prog="mmar train", description="Train an MMAR from a YAML configuration.")
+    parser.add_argument("config", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="optimizer.lr=1e-4 and the like")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the output folder")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"mmar train: {error}", file=sys.stderr)
+        return 2
+    from mmar.training.loop import NonFiniteLoss, train  # seconds of imports that a wrong configuration need not wait for
+
+    try:
+        path = train(config, resume=arguments.resume)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"mmar train: {error}", file=sys.stderr)
+        return 2
+    except (NonFiniteLoss, OSError) as error:
+        print(f"mmar train: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
