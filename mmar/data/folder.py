@@ -29,6 +29,7 @@ class FolderDataset(Dataset[Example]):
 
     Attributes:
         skipped: Records that are left out. Their images have no index.
+        fingerprint: Differs for other records; images are not looked at.
 
     Args:
         folder: The paths in the records are relative to it.
@@ -55,6 +56,7 @@ class FolderDataset(Dataset[Example]):
         SkipLimit(max_share)
         self.folder, self.limits, self.skipped = folder, limits, Skipped()
         self._records = PackedRecords(self._good(rows, strict))
+        self.fingerprint = self._records.fingerprint
         self.skipped.check(max_share)
         if not len(self._records):
             raise ValueError(f"{str(folder)!r} must hold at least one image with a text, got none\n{self.skipped}")
@@ -127,11 +129,6 @@ class FolderDataset(Dataset[Example]):
         key, path, where, caption, captions, turns = self._records[index]
         image = read_image_file(self.folder / path, where, self.limits)
         return Example(key, image, caption, tuple((q, a) for q, a in turns), tuple(captions), {"source": where})
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs for other records; images are not looked at."""
-        return self._records.fingerprint
 
     def _good(self, rows: Iterable[list[Any] | BadSample], strict: bool) -> Iterator[list[Any]]:
         for row in rows:

@@ -73,6 +73,7 @@ def cache_latents(
     described = {
         "identity": tokenizer.identity,
         "pixels": {name: getattr(processor, name) for name in ("image_size", "channels", "do_resize", "resample")},
+        "data": stream.identity(),
         "world_size": stream.settings.world_size,
     }
     cache = LatentWriter(Path(folder), stream.settings.rank, described)

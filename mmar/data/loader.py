@@ -87,7 +87,7 @@ class StreamLoader(Generic[T, B]):
                 f"{num_workers}"
             )
         self.stream, self.batch_size, self.collate, self.num_workers = stream, batch_size, collate, num_workers
-        self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "collate_fn": _unchanged}
         self._options["generator"] = torch.Generator()  # the default one would be advanced at every start and resumption
         if num_workers:
             self._options |= {"prefetch_factor": prefetch, "multiprocessing_context": start_method}
@@ -169,3 +169,8 @@ class _Batches(IterableDataset[_Sent]):
 
     def _sent(self, role: int, batch: Any) -> _Sent:
         return _Sent(role, batch, self.stream.state_dict(), self.stream.skipped.state_dict())
+
+
+def _unchanged(sent: _Sent) -> _Sent:
+    """By default a DataLoader makes tensors of all arrays in a batch."""
+    return sent

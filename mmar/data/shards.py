@@ -65,7 +65,8 @@ class ShardStream(Stream[Example]):
         sizes = [(path.name, path.stat().st_size) for path in self.shards]
         self.fingerprint = hashlib.sha256(repr(sizes).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
-    def _data(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Names and sizes of the shards, and how they are mixed."""
         return {"shards": len(self.shards), "fingerprint": self.fingerprint, "mixed": self.mixed}
 
     def _visits(self, reader: Reader, cursor: Cursor) -> Iterator[Visit[Example]]:

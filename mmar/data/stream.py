@@ -54,8 +54,8 @@ class Stream(IterableDataset[T], ABC, Generic[T]):
         self._restart()
 
     @abstractmethod
-    def _data(self) -> dict[str, Any]:
-        """What must be the same where a state is loaded, as JSON values."""
+    def identity(self) -> dict[str, Any]:
+        """What the data are, as JSON values: the same where a state is loaded or a latent cache continued."""
 
     @abstractmethod
     def _visits(self, reader: Reader, cursor: Cursor) -> Iterator[Visit[T]]:
@@ -130,7 +130,7 @@ class Stream(IterableDataset[T], ABC, Generic[T]):
 
     def _described(self) -> dict[str, Any]:
         names = ("seed", "shuffle", "first_epoch", "rank", "world_size")
-        return {**self._data(), **{name: getattr(self.settings, name) for name in names}}
+        return {**self.identity(), **{name: getattr(self.settings, name) for name in names}}
 
     def _enter(self, reader: Reader) -> None:
         if self._ended:
@@ -173,9 +173,11 @@ class ExampleStream(Stream[T]):
         if not len(dataset):
             raise ValueError("dataset must hold at least one sample, got none")
         self.dataset = dataset
+        self._fingerprint = getattr(dataset, "fingerprint", None)  # it may be slow, and a state is taken at every batch
 
-    def _data(self) -> dict[str, Any]:
-        return {"length": len(self.dataset), "fingerprint": getattr(self.dataset, "fingerprint", None)}
+    def identity(self) -> dict[str, Any]:
+        """Length and fingerprint of the data set."""
+        return {"length": len(self.dataset), "fingerprint": self._fingerprint}
 
     def _visits(self, reader: Reader, cursor: Cursor) -> Iterator[Visit[T]]:
         sequence = LongSequence(len(self.dataset), self.settings)

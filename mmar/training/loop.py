@@ -146,6 +146,8 @@ class Trainer:
         start = time.perf_counter()
         batches = self._batches(items)
         read = time.perf_counter() - start
+        if self.flops is None:
+            self.flops = self._count_flops(batches[0])
         totals = self._sum([sum(b.text_count for b in batches), sum(b.image_count for b in batches)])
         losses = torch.zeros(2, dtype=torch.float64)
         finite = True
@@ -186,19 +188,30 @@ class Trainer:
         shares = [c / max(1.0, t) for c, t in zip((batch.text_count, batch.image_count), totals, strict=True)]
         weights = (shares[0] * self.world_size, shares[1] * self.world_size)  # DDP divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        counter = FlopCounterMode(display=False) if self.flops is None else None
-        with counter or _nothing():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                output = self.wrapped(**batch.inputs, **arguments, loss_weights=weights)
-            output.loss.backward()
-        if counter is not None:
-            self.flops = float(counter.get_total_flops()) * self.config.accumulation * self.world_size
+        with self._autocast():
+            output = self.wrapped(**batch.inputs, **arguments, loss_weights=weights)
+        output.loss.backward()
         found = (output.text_loss, output.image_loss)
         parts = [0.0 if v is None else float(v.detach()) * share for v, share in zip(found, shares, strict=True)]
         good = all(math.isfinite(v) for v in parts)
         if good and self.statistics is not None:
             self.statistics.update(output.image_rows, output.image_timesteps)
         return torch.tensor(parts, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0), good
+
+    def _count_flops(self, batch: Batch) -> float:
+        """Floating-point operations of a step, from a forward and backward pass that leaves nothing behind.
+
+        Not counted while training: under the counter torch takes other kernels, and a resumed run would differ in last digits.
+        """
+        sources = [torch.Generator().set_state(source.get_state()) for source in batch.generators] or None
+        with FlopCounterMode(display=False) as counter:
+            with self._autocast():
+                loss = self.model(**batch.inputs, generator=sources, timesteps_per_token=self.config.timesteps_per_token).loss
+            torch.autograd.grad(loss, self._trained())
+        return float(counter.get_total_flops()) * self.config.accumulation * self.world_size
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _batches(self, items: Any) -> list[Batch]:
         config = self.config

@@ -27,7 +27,10 @@ GOOD = [
     ({"text": "A cat.", "caption": "One cat.", "id": 7}, Texts("A cat.", ("One cat.",), ())),
     ({"caption": "猫", "text": None}, Texts("猫", (), ())),
     ({"conversations": said("<image>\nWhat?", "A cat.")}, Texts(None, (), (("What?", "A cat."),))),
-    ({"conversations": said("What?\n<image>", "A cat.", "Where?", "Here.")}, Texts(None, (), (("What?", "A cat."), ("Where?", "Here.")))),
+    (
+        {"conversations": said("What?\n<image>", "A cat.", "Where?", "Here.")},
+        Texts(None, (), (("What?", "A cat."), ("Where?", "Here."))),
+    ),
     ({"text": "", "conversations": said("<image>What?", "A cat.")}, Texts(None, (), (("What?", "A cat."),))),
     ({"text": "A cat.", "conversations": ""}, Texts("A cat.", (), ())),
     ({"text": "A cat.", "conversations": json.dumps(said("<image>Q", "A"))}, Texts("A cat.", (), (("Q", "A"),))),
@@ -83,8 +86,10 @@ def test_reasons(record: dict[str, Any], reason: Reason) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["<image>Q", "human", "gpt", "[]"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["text", "caption", "conversations", "from", "value", "image"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["text", "caption", "conversations", "from", "value", "image"]), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -103,7 +108,17 @@ def test_any_record_gives_texts_or_a_reason(record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.jpg", "a/../../x.jpg", "/etc/passwd", "..", "a\\..\\..\\x.jpg", "C:\\x.jpg", "c:x.jpg", "\\\\host\\share\\x.jpg", "\\x"],
+    [
+        "../x.jpg",
+        "a/../../x.jpg",
+        "/etc/passwd",
+        "..",
+        "a\\..\\..\\x.jpg",
+        "C:\\x.jpg",
+        "c:x.jpg",
+        "\\\\host\\share\\x.jpg",
+        "\\x",
+    ],
 )
 def test_paths_that_lead_out_of_the_folder(name: str) -> None:
     with pytest.raises(BadSample, match="relative without") as caught:

@@ -6,6 +6,8 @@ import io
 import itertools
 import json
 import random
+import shutil
+import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
@@ -77,7 +79,9 @@ def test_shards_give_what_the_folder_gives(tmp_path: Path) -> None:
     for record in records:
         key = str(record["file_name"]).rsplit(".", 1)[0]
         beside = {"caption": "Picture.", "conversations": turns, "width": 7}
-        members.append([(record["file_name"], contents[str(record["file_name"])]), (f"{key}.json", json.dumps(beside).encode())])
+        members.append(
+            [(record["file_name"], contents[str(record["file_name"])]), (f"{key}.json", json.dumps(beside).encode())]
+        )
         members[-1].append((f"{key}.txt", f"This is {record['file_name']}.\n".encode()))
     for i in range(3):
         write_tar(tmp_path / f"{i:02d}.tar", itertools.chain.from_iterable(members[i::3]))
@@ -105,6 +109,22 @@ def test_every_tar_format_and_long_names(tmp_path: Path, form: int) -> None:
     assert example.meta == {"source": f"{path}:{name}"}
 
 
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program")
+@pytest.mark.parametrize("form", ["v7", "ustar", "oldgnu", "gnu", "pax"])
+def test_shards_of_another_writer(tmp_path: Path, form: str) -> None:
+    for path, text in zip(PHOTOGRAPHS, ("A temple.", "A flower."), strict=True):
+        shutil.copy(path, tmp_path)
+        (tmp_path / f"{path.stem}.txt").write_text(f"{text}\n")
+    names = ["china.jpg", "china.txt", "flower.jpg", "flower.txt"]
+    subprocess.run(["tar", f"--format={form}", "-cf", "photos.tar", *names], cwd=tmp_path, check=True)
+    stream = ShardStream(str(tmp_path / "photos.tar"), StreamSettings(epochs=1, shuffle=False, strict=True))
+    for example, path in zip(stream, PHOTOGRAPHS, strict=True):
+        assert example.key == f"photos.tar:{path.stem}"
+        with Image.open(path) as expected:
+            assert example.image.tobytes() == expected.tobytes()
+    assert stream.skipped.delivered == 2
+
+
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(
     world_size=st.integers(1, 4),
@@ -113,7 +133,9 @@ def test_every_tar_format_and_long_names(tmp_path: Path, form: int) -> None:
     mixed=st.integers(1, 9),
     shuffle=st.booleans(),
 )
-def test_every_sample_once_per_epoch(seven: list[Path], world_size: int, workers: int, seed: int, mixed: int, shuffle: bool) -> None:
+def test_every_sample_once_per_epoch(
+    seven: list[Path], world_size: int, workers: int, seed: int, mixed: int, shuffle: bool
+) -> None:
     def read(epochs: int) -> Counter[str]:
         parts = []
         for rank in range(world_size):

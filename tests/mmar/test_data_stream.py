@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from mmar.data.loader import StreamLoader
 from mmar.data.order import StreamSettings
-from mmar.data.skipped import BadSample, Reason, Skipped, SkipLimit, TooManySkipped
+from mmar.data.skipped import BadSample, Reason, SkipLimit, Skipped, TooManySkipped
 from mmar.data.stream import ExampleStream
 
 pytestmark = [
@@ -342,6 +343,12 @@ def test_a_loader_takes_what_is_made_of_streams() -> None:
     assert take(first, 3) == expected[:3]
     second.load_state_dict(first.state_dict())
     assert take(second, 5) == expected[3:]
+
+
+def test_a_loader_leaves_batches_as_they_are() -> None:
+    (batch,) = StreamLoader(stream(3, epochs=1, shuffle=False), 4, np.array)
+    assert isinstance(batch, np.ndarray)
+    assert batch.tolist() == [0, 1, 2]
 
 
 def test_torchs_own_loader_divides_a_stream_over_its_workers() -> None:

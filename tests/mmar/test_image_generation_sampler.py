@@ -231,18 +231,18 @@ def test_a_singular_start_names_the_remedy() -> None:
 
 @pytest.mark.parametrize("name", ["mmar", "transfusion"])
 def test_every_objective_can_follow_rectified_flow(name: str) -> None:
-    """Its timesteps are 1 .. 1000 and no whole numbers by type: the time table of whole-image models is read by position."""
-    model = tiny_model(
-        name, schedule_config={"name": "rectified_flow"}, diffusion_head_config={"prediction_type": "v_prediction"}
-    )
+    """Its 4 timesteps are 250.0 .. 1000.0, and the time table of whole-image models has 4 rows."""
+    flow = {"name": "rectified_flow", "num_train_timesteps": 4, "image_first_timesteps": 2}
+    model = tiny_model(name, schedule_config=flow, diffusion_head_config={"prediction_type": "v_prediction"})
     got = generate(model, ImageGenerationConfig(head_steps=4, ar_steps=4))
     assert got.isfinite().all()
     if name == "transfusion":
         head = model.image_model.head
-        assert head.step_of(head.schedule.timesteps).tolist() == list(range(1000))
+        assert head.step_of(head.schedule.timesteps).tolist() == list(range(4))
         ids, mask = prompts(*PROMPTS)
         seen = model(ids, mask, image_tokens=got, image_targets=torch.ones(3, dtype=torch.bool), generator=seeded(1)[0])
         assert torch.isin(seen.image_timesteps, head.schedule.timesteps).all()
+        assert model(ids, mask, image_tokens=got).image_loss is None  # clean at step 0, without a loss
         # From pure noise, unguided and with v, the last of 4 steps ends at the clean tokens: of order 1, not 1 / cos(phi).
         assert float(got.std()) < 3
 
