@@ -83,7 +83,8 @@ class Trainer:
         self.maker = self._make_maker()
         self.plan = TaskPlan(Mixture({TEXT: 1.0} if config.stage == "text" else config.tasks), self.global_batch, config.seed)
         self.loader = self._make_loader(parts)
-        self.step, self.nan_steps, self.flops = 0, 0, None
+        self.step, self.nan_steps = 0, 0
+        self.flops: float | None = None
         if resume:
             self._resume()
         self.wrapped = self.accelerator.prepare_model(self.model) if self.world_size > 1 else self.model
@@ -158,9 +159,9 @@ class Trainer:
             losses += parts
             finite = finite and good
         text, image = self._sum(losses.tolist())
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.config.optimizer.clip)
-        lr = self.schedule.get_last_lr()[0]
-        finite = not self._anyone(not (finite and bool(norm.isfinite())))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trained(), self.config.optimizer.clip))
+        lr = float(self.schedule.get_last_lr()[0])
+        finite = not self._anyone(not (finite and math.isfinite(norm)))
         if finite:
             self.optimizer.step()
             if self.ema is not None:
@@ -177,7 +178,7 @@ class Trainer:
             "loss": text + weight * image,
             "text_loss": text,
             "image_loss": image,
-            "grad_norm": float(norm) if norm.isfinite() else -1.0,
+            "grad_norm": norm if math.isfinite(norm) else -1.0,
             "lr": lr,
             "text_tokens": totals[0],
             "image_tokens": totals[1],

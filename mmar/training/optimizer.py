@@ -11,7 +11,8 @@ from mmar.training.config import Optimizer
 
 def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
     """Weight decay on matrices outside the diffusion head (MAR's rule), none on biases, norms and tables."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and ".head." not in name and not name.endswith(("position.weight", "time.weight"))
@@ -33,7 +34,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: Optimizer, steps: in
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """State of each trained parameter: ``NAME/exp_avg`` and so on."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
