@@ -83,13 +83,13 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1.0))
 
 
-def record_states(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The z ``(branches, rows, n, H)`` of every call of a token sampler."""
-    seen: list[Tensor] = []
+def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ArStep]]:
+    """The z ``(branches, rows, n, H)`` and the step of every call of a token sampler."""
+    seen: list[tuple[Tensor, ArStep]] = []
     for sampler in (DiffusionTokenSampler, CodeSampler):
 
         def call(self: Any, z: Tensor, step: ArStep, sources: Any, original: Any = sampler.__call__) -> Tensor:
-            seen.append(z)
+            seen.append((z, step))
             return original(self, z, step, sources)
 
         monkeypatch.setattr(sampler, "__call__", call)

@@ -143,6 +143,15 @@ def test_iterating_goes_on_and_after_the_end_starts_anew() -> None:
     assert numbers.skipped.delivered == 5
 
 
+def test_a_sample_left_out_at_the_very_end_counts_once() -> None:
+    first, second = (stream(3, frozenset({2}), shuffle=False, epochs=1) for _ in range(2))
+    assert list(first) == [0, 1]
+    second.load_state_dict(through_json(first.state_dict()))
+    assert list(second) == []
+    assert second.skipped == first.skipped
+    assert second.skipped.total == 1
+
+
 def test_a_state_of_something_else_is_refused() -> None:
     numbers = stream(world_size=2)
     take(numbers, 3)

@@ -22,7 +22,7 @@ from generation_runs import (
     lively_model,
     prompts,
     quick,
-    record_states,
+    record_calls,
     seeded,
 )
 from tiny_model import BLOCK, COUNT, rows, some_tokens
@@ -93,14 +93,14 @@ def test_every_token_is_drawn_from_the_state_that_training_gives_it(
     name: str, ar_steps: int | None, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fed back with what was known at each step, the finished image has the same z, in any order."""
-    model, seen = lively_model(name), record_states(monkeypatch)
+    model, seen = lively_model(name), record_calls(monkeypatch)
     settings = quick(name, ar_steps=ar_steps, order=order)
     ids, _ = prompts(PROMPTS[0], PROMPTS[0])
     tokens = generate(model, settings, (ids, None))
     known = torch.zeros(2, COUNT, dtype=torch.bool)
     places = draw_order(known, order, seeded(1, 2)).split(tokens_per_step(COUNT, ar_steps or COUNT), dim=1)
     assert len(seen) == len(places)
-    for z, drawn in zip(seen, places, strict=True):
+    for (z, _), drawn in zip(seen, places, strict=True):
         with torch.no_grad():
             states = model(ids, image_tokens=tokens, known=known, output_image_states=True).image_states
         assert difference(z[0], states.take_along_dim(drawn[..., None], 1)) <= TOLERANCE
@@ -116,10 +116,10 @@ def test_every_token_is_drawn_from_the_state_that_training_gives_it(
 def test_a_causal_image_fed_back_gives_the_states_that_drew_it(
     name: str, use_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, seen = lively_model(name), record_states(monkeypatch)
+    model, seen = lively_model(name), record_calls(monkeypatch)
     batch = prompts(*PROMPTS)
     tokens = generate(model, quick(name), batch, use_prefix_cache=use_cache)
-    drawn = torch.cat([z[0] for z in seen], dim=1)  # (B, N, H)
+    drawn = torch.cat([z[0] for z, _ in seen], dim=1)  # (B, N, H)
     with torch.no_grad():
         forced = model(*batch, image_tokens=tokens, output_image_states=True).image_states
         other = model(*batch, image_tokens=tokens.flip(1), output_image_states=True).image_states

@@ -21,7 +21,7 @@ from generation_runs import (
     lively_model,
     prompts,
     quick,
-    record_states,
+    record_calls,
     seeded,
 )
 from tiny_model import BLOCK, COUNT, rows, some_known, some_tokens, tiny_model
@@ -44,6 +44,8 @@ def test_known_tokens_come_back_bit_for_bit(name: str) -> None:
     assert torch.equal(got[known], given[known])
     assert got.isfinite().all()
     assert torch.equal(got, generate(model, settings, known=known, known_tokens=given))
+    alone = generate(model, settings, prompts(PROMPTS[1]), [2], known=known[1:2], known_tokens=given[1:2])
+    assert difference(got[1:2], alone) <= 5 * TOLERANCE  # a row's known tokens have their noise from its own generator, too
     assert not torch.equal(got[~known], generate(model, settings)[~known])
     changed = generate(model, settings, known=known, known_tokens=some_tokens(model, 3, 9))
     assert not torch.equal(changed[~known], got[~known])  # they inform the rest
@@ -72,13 +74,13 @@ def test_an_image_that_is_known_is_left_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_models_read_known_tokens_in_raster_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = lively_model(name), record_states(monkeypatch)
+    model, seen = lively_model(name), record_calls(monkeypatch)
     batch, given = prompts(PROMPTS[0]), some_tokens(model, 1)
     known = torch.arange(COUNT)[None] % 3 == 0
     tokens = generate(model, quick(name), batch, known=known, known_tokens=given)
     with torch.no_grad():
         forced = model(*batch, image_tokens=tokens, output_image_states=True).image_states
-    assert difference(torch.cat([z[0] for z in seen], 1), forced[:, ~known[0]]) <= TOLERANCE
+    assert difference(torch.cat([z[0] for z, _ in seen], 1), forced[:, ~known[0]]) <= TOLERANCE
 
 
 # -- images that are read -------------------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ def test_earlier_images_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mmar", "chameleon"])
 def test_earlier_images_are_read_as_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = lively_model(name), record_states(monkeypatch)
+    model, seen = lively_model(name), record_calls(monkeypatch)
     batch, read = with_image(PROMPTS[0]), some_tokens(model, 1)
     tokens = generate(model, quick(name), batch, image_tokens=read)
     known = torch.ones(2, COUNT, dtype=torch.bool)
@@ -115,7 +117,7 @@ def test_earlier_images_are_read_as_in_training(name: str, monkeypatch: pytest.M
             *batch, image_tokens=torch.cat([read, tokens]), known=known, image_targets=targets, output_image_states=True
         ).image_states[1]
     first = 0 if model.config.is_causal else int(draw_order(known[1:], "random", seeded(1))[0, 0])
-    assert difference(seen[0][0, 0, 0], states[first]) <= TOLERANCE
+    assert difference(seen[0][0][0, 0, 0], states[first]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["mmar", "transfusion-vit"])
@@ -183,6 +185,20 @@ def test_both_kinds_of_positions_can_draw(name: str, positions: str) -> None:
     model = lively_model(name, positions)
     cached, recomputed = (generate(model, quick(name), use_prefix_cache=use) for use in (True, False))
     assert difference(cached, recomputed) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mmar", "raster"])
+def test_guidance_and_head_steps_are_told_how_far_the_image_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = lively_model(name), record_calls(monkeypatch)
+    known = torch.zeros(1, COUNT, dtype=torch.bool)
+    known[:, :4] = True
+    settings = quick(name, tokens_schedule="constant", **({"ar_steps": 3} if name == "mmar" else {}))
+    generate(model, settings, prompts(PROMPTS[0]), known=known, known_tokens=some_tokens(model, 1))
+    steps = [(step.index, step.total, step.known_share) for _, step in seen]
+    if name == "mmar":
+        assert steps == [(0, 3, 8 / 16), (1, 3, 12 / 16), (2, 3, 1.0)]
+    else:
+        assert steps == [(i, 16, (i + 1) / 16) for i in range(4, 16)]
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from generation_runs import FAMILIES, PROMPTS, difference, generate, lively_mode
 from tiny_model import tiny_model
 from torch import Tensor
 
-from diffparam import EPSILON, VP, AngularParam, Schedule, V, largest_safe_timestep, plan_dpm_solver, sample
-from mmar.generation import ImageGenerationConfig
+from diffparam import EPSILON, VP, AngularParam, Schedule, V, guide, largest_safe_timestep, plan_dpm_solver, sample
+from mmar.generation import ImageGenerationConfig, solver, token_sampler
 from mmar.generation.solver import solver_plan, starting_schedule
 from mmar.generation.token_sampler import ArStep, CodeSampler, DiffusionTokenSampler
 
@@ -175,6 +175,21 @@ def test_a_sampler_in_bf16_costs_epsilon_its_image_and_v_little() -> None:
     assert rounding_cost(EPSILON, max_timestep=500) < 2 * rounding_cost(V, max_timestep=500)
 
 
+@pytest.mark.parametrize("name", ["mmar", "transfusion-vit"])
+@pytest.mark.parametrize("sampler_dtype", ["float32", "bfloat16"])
+def test_guidance_is_computed_in_the_sampler_s_dtype(name: str, sampler_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+
+    def recorded(u_uncond: Tensor, u_cond: Tensor, omega: float) -> Tensor:
+        seen.update({u_uncond.dtype, u_cond.dtype})
+        return guide(u_uncond, u_cond, omega)
+
+    monkeypatch.setattr(solver, "guide", recorded)
+    with torch.autocast("cpu", torch.bfloat16):
+        generate(lively_model(name), quick(name, guidance_scale=2.0, sampler_dtype=sampler_dtype), prompts(PROMPTS[0]))
+    assert seen == {getattr(torch, sampler_dtype)}
+
+
 @pytest.mark.parametrize("name", ["mmar", "raster", "transfusion-vit"])
 def test_tokens_and_solver_are_float32_whatever_the_model_is(name: str) -> None:
     """A result that bf16 can hold in every number would be one that was rounded to it."""
@@ -312,6 +327,13 @@ def test_impossible_codes_are_never_drawn() -> None:
     logits = torch.full((1, 5000, 64), -torch.inf)
     logits[..., [0, 31, 63]] = torch.tensor([0.0, -20.0, 0.0])
     assert sorted(draw_codes(logits).unique().tolist()) == [0, 63]
+
+
+def test_the_smallest_uniform_number_is_no_way_to_an_impossible_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.tensor([[[-torch.inf, -torch.inf, 0.0, 1.0]]])
+    for uniform, code in ((0.0, 2), (1.0 - 2.0**-53, 3)):
+        monkeypatch.setattr(token_sampler, "draw_uniform", lambda *_, u=uniform: torch.full((1, 1), u, dtype=torch.float64))
+        assert draw_codes(logits).tolist() == [code]
 
 
 def test_logits_are_guided() -> None:
