@@ -9,10 +9,11 @@ import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffparam import EPSILON, Schedule
 from diffparam.report import report
+from experiments.readme_mmar import mmar_speed, overfit, sizes
+from experiments.readme_mmar import table as _table
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
@@ -192,7 +193,7 @@ def speed() -> str:
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
-    block.__name__: block for block in (gap, predictions, samples, said, safe, check, laws, speed)
+    block.__name__: block for block in (gap, predictions, samples, said, safe, check, laws, speed, sizes, overfit, mmar_speed)
 }
 
 
@@ -209,11 +210,6 @@ def _g(value: float | None) -> str:
     if value is None:
         return "not finite"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e3 else f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
