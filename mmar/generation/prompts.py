@@ -64,8 +64,8 @@ def embed_prompts(
         other_ids, other_mask = other_ids.expand(rows, -1), other_mask.expand(rows, -1)
         width = max(ids.shape[1], other_ids.shape[1])
         ids, mask = (
-            torch.cat([functional.pad(t, (0, width - t.shape[1])) for t in pair])
-            for pair in ((ids, other_ids), (mask, other_mask))
+            torch.cat([functional.pad(t, (0, width - t.shape[1]), value=value) for t in pair])
+            for pair, value in (((ids, other_ids), _padding(model.image_ids)), ((mask, other_mask), 0))
         )
     ids, mask = _aligned(ids, mask, model.image_ids)
     layout = model.layout(ids, mask)
@@ -99,8 +99,12 @@ def _aligned(ids: Tensor, mask: Tensor, image: ImageIds) -> tuple[Tensor, Tensor
     prefix = int((begin - first).max()) + 1
     source = begin[:, None] + 1 - prefix + torch.arange(prefix + image.count + 1, device=ids.device)  # (R, P + N + 1)
     valid = source >= first[:, None]
-    padding = min({0, 1, 2, 3} - {image.image, image.boi, image.eoi})
-    return ids.gather(1, source.clamp_min(0)).masked_fill(~valid, padding), valid.long()
+    return ids.gather(1, source.clamp_min(0)).masked_fill(~valid, _padding(image)), valid.long()
+
+
+def _padding(image: ImageIds) -> int:
+    """An id that is in any vocabulary and no image's; what it embeds to is not read."""
+    return min({0, 1, 2, 3} - {image.image, image.boi, image.eoi})
 
 
 def _read_images(model: MMARForConditionalGeneration, per_row: Tensor, rows: int, image_tokens: Tensor | None) -> Tensor | None:

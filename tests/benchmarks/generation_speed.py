@@ -48,7 +48,7 @@ class Config:
     """
 
     preset: str = "mmar-scenes"
-    turns: int = 5
+    turns: int = 3
     ar_steps: tuple[int, int] = (64, 16)
     head_steps: tuple[int, int] = (100, 10)
     batches: tuple[int, ...] = (1, 8)
