@@ -21,6 +21,19 @@ from mmar.training.sources import make_stream, texts_of
 
 SCALE_IMAGES = 2000
 """Images on which the scale of patches is measured."""
+TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+)
+"""What gives the weights of a language model their meaning."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +82,10 @@ def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
 def _load_language_model(model: MMARForConditionalGeneration, folder: str) -> None:
     """The frozen weights of another run's language model."""
     theirs = MMARForConditionalGeneration.from_pretrained(folder)
-    if theirs.config.text_config.to_dict() != model.config.text_config.to_dict():
-        raise ValueError(
-            f"model.language_model must have the text sizes of the preset, got others in {folder}; train it with them"
-        )
+    for name in TEXT_SIZES:
+        here, there = (getattr(m.config.text_config, name) for m in (model, theirs))
+        if here != there:
+            raise ValueError(f"model.language_model must have the preset's {name} {here}, got {there} in {folder}; train it so")
     frozen = {name: p for name, p in theirs.named_parameters() if name.startswith("language_model.") and "lora_" not in name}
     missing = model.load_state_dict(frozen, strict=False)
     if missing.unexpected_keys:

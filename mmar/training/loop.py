@@ -29,7 +29,7 @@ from mmar.training.config import TrainingConfig, save_config
 from mmar.training.ema import ExponentialMovingAverage
 from mmar.training.log import RunLog, Throughput
 from mmar.training.mixture import TEXT, Mixture
-from mmar.training.optimizer import load_optimizer_tensors, make_optimizer, make_schedule, optimizer_tensors
+from mmar.training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from mmar.training.pictures import draw_grid
 from mmar.training.sources import make_stream
 from mmar.training.stop import StopRequest
@@ -77,7 +77,6 @@ class Trainer:
         self.parts, self.model = parts, parts.model.to(self.device).train()
         parts.image_tokenizer.to(self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.schedule = make_schedule(self.optimizer, config.optimizer, config.steps)
         self.ema = ExponentialMovingAverage(self.model, config.ema) if config.ema else None
         self.statistics = self._make_statistics()
         self.maker = self._make_maker()
@@ -160,7 +159,9 @@ class Trainer:
             finite = finite and good
         text, image = self._sum(losses.tolist())
         norm = float(torch.nn.utils.clip_grad_norm_(self._trained(), self.config.optimizer.clip))
-        lr = float(self.schedule.get_last_lr()[0])
+        lr = learning_rate(self.config.optimizer, self.step, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         finite = not self._anyone(not (finite and math.isfinite(norm)))
         if finite:
             self.optimizer.step()
@@ -169,7 +170,6 @@ class Trainer:
         else:
             self._complain(batches)
         self.optimizer.zero_grad()
-        self.schedule.step()
         self.step += 1
         tokens = sum(batch.tokens for batch in batches)
         meter.add(self.global_batch, tokens * self.world_size, read)
@@ -267,7 +267,6 @@ class Trainer:
             if statistics:
                 tensors["statistics"] = statistics
             state = {
-                "schedule": self.schedule.last_epoch,
                 "ema_updates": 0 if self.ema is None else self.ema.updates,
                 "nan_steps": self.nan_steps,
                 "world_size": self.world_size,
@@ -299,8 +298,6 @@ class Trainer:
             for name, parameter in parameters.items():
                 parameter.copy_(tensors["model"][name])
         load_optimizer_tensors(self.optimizer, self.model, tensors["optimizer"])
-        self.schedule.last_epoch = state["schedule"] - 1
-        self.schedule.step()
         if self.ema is not None:
             self.ema.load(tensors["ema"], state["ema_updates"])
         if self.statistics is not None and "statistics" in tensors and self._writes:

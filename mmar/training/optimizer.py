@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from mmar.training.config import Optimizer
 
@@ -21,15 +20,11 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=1e-8)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: Optimizer, steps: int) -> LambdaLR:
-    """Factor on the learning rate: rising in a line, constant, and falling in a line where that is asked for."""
-
-    def factor(step: int) -> float:
-        up = min(1.0, (step + 1) / max(1, config.warmup))
-        down = min(1.0, (steps - step) / config.decay) if config.decay else 1.0
-        return min(up, down)
-
-    return LambdaLR(optimizer, factor)
+def learning_rate(config: Optimizer, step: int, steps: int) -> float:
+    """Rate of a step, counted from 0: rising in a line, constant, and falling in a line where that is asked for."""
+    up = min(1.0, (step + 1) / max(1, config.warmup))
+    down = min(1.0, (steps - step) / config.decay) if config.decay else 1.0
+    return config.lr * min(up, down)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
