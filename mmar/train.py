@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from mmar.training.config import load_config
+from mmar.training.config import TrainingConfig, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 2
-    from mmar.training.loop import NonFiniteLoss, train  # seconds of imports that a wrong configuration need not wait for
+    from mmar.training.loop import NonFiniteLoss  # seconds of imports that a wrong configuration need not wait for
 
     try:
-        path = train(config, resume=arguments.resume)
+        path = _with_needs(config, arguments.resume)
     except (ValueError, FileNotFoundError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 2
@@ -33,6 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(path)
     return 0
+
+
+def _with_needs(config: TrainingConfig, resume: bool) -> Path:
+    """Run what a configuration needs, where it is not finished, then itself; a signal ends the chain."""
+    from mmar.training.loop import FINAL, train
+
+    if config.needs is not None:
+        before = load_config(config.needs)
+        if not (Path(before.output) / FINAL).is_dir():
+            print(f"first: {config.needs}", file=sys.stderr)
+            path = _with_needs(before, resume=True)
+            if path.name != FINAL:
+                return path
+    return train(config, resume=resume)
 
 
 if __name__ == "__main__":

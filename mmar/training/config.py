@@ -134,6 +134,7 @@ class TrainingConfig:
 
     Attributes:
         output: Folder of the run.
+        needs: Configuration of a run that must be finished before, relative to this file; it is run first if it is not.
         stage: text (stage 0: the language model alone), joint (stages 1 and 2) or instruction (reading only).
         model: Where the model comes from.
         tokenizers: Frozen tokenizers.
@@ -160,6 +161,7 @@ class TrainingConfig:
     """
 
     output: str = MISSING
+    needs: str | None = None
     stage: str = "joint"
     model: ModelSource = field(default_factory=ModelSource)
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
@@ -246,6 +248,8 @@ def _layers(path: Path) -> list[Any]:
         raise FileNotFoundError(f"config must be a YAML file, got {path}; see configs/")
     layer: Any = OmegaConf.load(path)
     below = layer.pop("defaults", None)
+    if layer.get("needs") is not None:
+        layer.needs = str((path.parent / layer.needs).resolve())
     return [layer] if below is None else [*_layers(path.parent / below), layer]
 
 
