@@ -62,7 +62,19 @@ def mmar_speed() -> str:
         ["PLoRA merged over plain LoRA, images alone, forward", f"{images['merged_over_lora']:.2f}"],
         ["drawing with prompts recomputed over cached, by tokens of the prompt", cache],
     ]
-    return table(["what", "ratio of times"], lines)
+    return f"{table(['what', 'ratio of times'], lines)}\n\n{_drawing(drawing)}"
+
+
+def _drawing(results: dict[str, Any]) -> str:
+    """Images per second and where the time goes, by steps and batch."""
+    parts = ("backbone", "embedding_vit", "head")
+    rows = []
+    for name, speed in results["ar_steps x head_steps"].items():
+        shares = results["shares"].get(name, {})
+        cells = [f"{100 * shares[part]:.0f} %" if part in shares else "" for part in parts]
+        rows.append([name, f"{speed['images_per_s']:.3g}", f"{speed['faster_than_slowest']:.1f}", *cells])
+    header = ["AR steps x head steps, mmar-scenes, guided", "images/s", "times the slowest", *parts]
+    return table([name.replace("_", " ") for name in header], rows)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -47,11 +47,16 @@ def read_record(name: str | Path) -> dict[str, Any]:
     """
     path = Path(name) if Path(name).suffix == ".json" else RECORDS / f"{name}.json"
     if not path.exists():
-        experiment, _, preset = path.stem.rpartition("-")
-        raise FileNotFoundError(
-            f"the record must exist, got no file at {path}; make it with: python experiments/{experiment}.py --preset {preset}"
-        )
+        raise FileNotFoundError(f"the record must exist, got no file at {path}; make it with: {_command(path)}")
     return json.loads(path.read_text())
+
+
+def _command(path: Path) -> str:
+    """What makes a record: an experiment by preset, or a benchmark."""
+    name, _, preset = path.stem.rpartition("-")
+    if (RECORDS.parents[1] / "tests" / "benchmarks" / f"{name}.py").exists():
+        return f"python tests/benchmarks/{name}.py --out {path}"
+    return f"python experiments/{name}.py --preset {preset}"
 
 
 def describe_device(device: str) -> str:

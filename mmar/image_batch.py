@@ -78,6 +78,8 @@ def image_batch(
     if bool((~known.all(-1) & ~targets).any()):
         raise ValueError("targets must be True for images with unknown tokens, got False; an image that is read is known")
     if timesteps is not None:
+        if config.image_objective != "whole_image_diffusion":
+            raise ValueError(f"timesteps must be None for {config.image_objective!r}; whole_image_diffusion alone has them")
         _check(timesteps, "timesteps", shape[:1], torch.int64)
     return ImageBatch(tokens, known, targets, timesteps)
 
@@ -93,7 +95,7 @@ def _flat(config: MMARConfig, per_row: Tensor, image_tokens: Tensor) -> Tensor:
     if image_tokens.ndim == len(event) + 1:
         return image_tokens
     filled = torch.arange(image_tokens.shape[1], device=per_row.device)[None] < per_row[:, None]
-    if image_tokens.shape[0] != len(per_row) or int(filled.sum()) != int(per_row.sum()):
+    if image_tokens.shape[:2] != (len(per_row), int(per_row.max())):
         raise ValueError(
             f"image_tokens must hold the images of {len(per_row)} rows, up to {int(per_row.max())} in a row, "
             f"got {tuple(image_tokens.shape[:2])}"

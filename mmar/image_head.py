@@ -86,7 +86,7 @@ class DiffusionTokenHead(nn.Module):
             per_image: Rows of each image, where there is a generator for each.
         """
         head = self.config.diffusion_head_config
-        repeat, draws = timesteps_per_token or head.timesteps_per_token, None
+        repeat, draws = head.timesteps_per_token if timesteps_per_token is None else timesteps_per_token, None
         if isinstance(generator, Sequence):
             rows = [count * repeat for count in per_image or ()]
             draws = draw_noise_per_image(len(self.schedule), rows, tokens.shape[1], generator)

@@ -15,7 +15,7 @@ class KnownTokensInput(nn.Module):
     """EmbeddingViT on known tokens, mask token elsewhere, second position table, VisProjector.
 
     Under the one RoPE position of an image that second table is the masked tokens' only position signal. Codes enter as the
-    frozen codebook's vectors, so that w/ VQ shares every part.
+    vectors of the image tokenizer's codebook (:meth:`load_codebook`; random before), frozen, so that w/ VQ shares every part.
     """
 
     def __init__(self, config: MMARConfig) -> None:
@@ -26,6 +26,21 @@ class KnownTokensInput(nn.Module):
         self.mask_token = LearnedTable(1, width)
         self.position = LearnedTable(image.count, width)
         self.projector = Projector(width, config.text_config.hidden_size, config.projector_config.vis_blocks)
+
+    @torch.no_grad()
+    def load_codebook(self, entries: Tensor) -> None:
+        """Take over the ``(K, C)`` entries of the image tokenizer.
+
+        Raises:
+            ValueError: If tokens are not codes, or the entries do not fit.
+        """
+        wanted = None if self.codebook is None else tuple(self.codebook.weight.shape)
+        if self.codebook is None or tuple(entries.shape) != wanted or not bool(entries.isfinite().all()):
+            raise ValueError(
+                f"entries must be finite and of shape {wanted} (None: tokens are not codes), got {tuple(entries.shape)}; "
+                "take ImageTokenizer.codebook of the image tokenizer that the model was made for"
+            )
+        self.codebook.weight.copy_(entries)
 
     def forward(self, tokens: Tensor, known: Tensor) -> Tensor:
         """Features for the language model.

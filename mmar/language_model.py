@@ -131,7 +131,8 @@ class MMARTextModel(Qwen2Model):
             )
         masks = mask.values() if isinstance(mask, dict) else [mask]
         is_bool = any(isinstance(m, Tensor) and m.ndim == 4 and m.dtype is torch.bool for m in masks)
-        if is_bool and self.config._attn_implementation == "eager":
+        if is_bool and self.config._attn_implementation != "sdpa":
             raise ValueError(
-                "attn_implementation must be sdpa for a bool attention_mask, got eager, which would add 0 and 1 to the scores"
+                "attn_implementation must be sdpa for a bool attention_mask, got "
+                f"{self.config._attn_implementation}; eager would add 0 and 1 to the scores, others have no such mask"
             )

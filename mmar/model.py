@@ -14,7 +14,7 @@ from mmar.config import MMARConfig
 from mmar.generation.text import TextGenerationMixin
 from mmar.image_batch import image_batch
 from mmar.image_head import ImageLoss
-from mmar.image_model import build_image_model
+from mmar.image_model import TokenModel, build_image_model
 from mmar.language_model import MMARTextModel
 from mmar.layers import LearnedTable, initialize_leaf
 from mmar.layout import ImageIds, SequenceLayout, sequence_layout
@@ -65,6 +65,16 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
+
+    def load_codebook(self, entries: Tensor) -> None:
+        """Take over the entries ``(K, C)`` of the image tokenizer (``ImageTokenizer.codebook``); a new model's are random.
+
+        Raises:
+            ValueError: If image tokens are not codes, or the entries do not fit.
+        """
+        if not isinstance(self.image_model, TokenModel):
+            raise ValueError(f"image_objective must be masked_codes or causal_codes, got {self.config.image_objective!r}")
+        self.image_model.input.load_codebook(entries)
 
     def _init_weights(self, module: nn.Module) -> None:
         if not initialize_leaf(module):
@@ -140,7 +150,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
             known: ``(n, N)`` bool, the tokens that may be read; None: all.
             image_targets: ``(n,)`` bool, the images that are drawn; None: those with unknown tokens.
             image_timesteps: ``(n,)`` noise levels, transfusion-like only.
-            labels: ``(B, L)`` text to predict, -100 elsewhere.
+            labels: ``(B, L)`` text to predict, -100 elsewhere; begin and end of image are no text.
             timesteps_per_token: K; as configured by default.
             loss_weights: Factors on the text and the image loss in their sum, for means over more than this batch.
             generator: CPU source of timesteps and noise; or one per image, which then meets the same noise in every batch.
@@ -214,7 +224,17 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         if labels is None:
             output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)  # (B, L, V)
         else:
+            self._check_labels(labels)
             output.text_loss, output.text_count = text_loss(hidden, labels, self.lm_head)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Labels copied from ``input_ids`` would train the answers on the placeholders of images."""
+        ids = self.image_ids
+        if bool(((labels == ids.image) | (labels == ids.boi) | (labels == ids.eoi)).any()):
+            raise ValueError(
+                f"labels must be -100 on image tokens, begin and end of image, got one of {ids.image}, {ids.boi}, {ids.eoi}; "
+                "the processor labels answers only"
+            )
 
     def _put_image(self, output: MMAROutput, image: ImageLoss | None) -> None:
         if image is not None:

@@ -28,7 +28,10 @@ class TimestepStatistics:
         rows = rows.detach().double().cpu()
         if not bool(rows.isfinite().all()):
             raise ValueError("rows must be finite, got NaN or infinity in the loss; stop and look at the batch")
-        index = torch.searchsorted(self.schedule.timesteps, timesteps.cpu().to(self.schedule.timesteps.dtype))
+        bins, timesteps = self.schedule.timesteps, timesteps.cpu()
+        index = torch.searchsorted(bins, timesteps.to(bins.dtype)).clamp_max(len(bins) - 1)
+        if not bool((bins[index] == timesteps).all()):
+            raise ValueError("timesteps must be those of the schedule, got others; collect with the schedule of the training")
         self.count += torch.bincount(index, minlength=len(self.count))
         self.sum.index_add_(0, index, rows)
         self.sum_of_squares.index_add_(0, index, rows.square())
