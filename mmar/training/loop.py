@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mmar.data.order import StreamSettings
 from mmar.masking import MaskRatio
 from mmar.pipeline import MMARPipeline
 from mmar.timestep_statistics import TimestepStatistics
+from mmar.training.attention import attention_kernel
 from mmar.training.batches import Batch, BatchMaker, Item
 from mmar.training.build import Parts, build_parts
 from mmar.training.checkpoint_folder import Checkpoint, check_writable, list_checkpoints, load_latest, save_checkpoint
@@ -189,7 +191,7 @@ class Trainer:
         shares = [c / max(1.0, t) for c, t in zip((batch.text_count, batch.image_count), totals, strict=True)]
         weights = (shares[0] * self.world_size, shares[1] * self.world_size)  # DDP divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        with self._autocast():
+        with self._autocast(), self._attention(batch):
             output = self.wrapped(**batch.inputs, **arguments, loss_weights=weights)
         output.loss.backward()
         found = (output.text_loss, output.image_loss)
@@ -210,6 +212,10 @@ class Trainer:
                 loss = self.model(**batch.inputs, generator=sources, timesteps_per_token=self.config.timesteps_per_token).loss
             torch.autograd.grad(loss, self._trained())
         return float(counter.get_total_flops()) * self.config.accumulation * self.world_size
+
+    def _attention(self, batch: Batch) -> AbstractContextManager[None]:
+        dtype = torch.float32 if self.config.precision == "float32" else torch.bfloat16
+        return attention_kernel(self.device, dtype, batch.inputs["input_ids"].shape[1])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
