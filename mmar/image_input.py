@@ -32,15 +32,15 @@ class KnownTokensInput(nn.Module):
         """Take over the ``(K, C)`` entries of the image tokenizer.
 
         Raises:
-            ValueError: If tokens are not codes, or the entries do not fit.
+            ValueError: If they do not fit.
         """
-        wanted = None if self.codebook is None else tuple(self.codebook.weight.shape)
-        if self.codebook is None or tuple(entries.shape) != wanted or not bool(entries.isfinite().all()):
+        own = torch.empty(0) if self.codebook is None else self.codebook.weight
+        if entries.shape != own.shape or not bool(entries.isfinite().all()):
             raise ValueError(
-                f"entries must be finite and of shape {wanted} (None: tokens are not codes), got {tuple(entries.shape)}; "
-                "take ImageTokenizer.codebook of the image tokenizer that the model was made for"
+                f"entries must be finite and of shape {tuple(own.shape)}, got {tuple(entries.shape)}; take "
+                "ImageTokenizer.codebook of the image tokenizer that the model was made for"
             )
-        self.codebook.weight.copy_(entries)
+        own.copy_(entries)
 
     def forward(self, tokens: Tensor, known: Tensor) -> Tensor:
         """Features for the language model.

@@ -72,7 +72,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         Raises:
             ValueError: If image tokens are not codes, or the entries do not fit.
         """
-        if not isinstance(self.image_model, TokenModel):
+        if not (self.config.has_codes and isinstance(self.image_model, TokenModel)):
             raise ValueError(f"image_objective must be masked_codes or causal_codes, got {self.config.image_objective!r}")
         self.image_model.input.load_codebook(entries)
 

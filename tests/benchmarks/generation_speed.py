@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import medians, one_thread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -92,25 +92,11 @@ class Drawing:
             )
 
 
-def median_seconds(competitors: dict[str, Callable[[], Any]], turns: int, bar: tqdm) -> dict[str, float]:
-    """Median time of one call of each, in turns after one untimed round."""
-    times: dict[str, list[float]] = {name: [] for name in competitors}
-    for call in competitors.values():
-        call()
-    for _ in range(turns):
-        for name, call in competitors.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-        bar.update(1)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def cache_ratios(drawing: Drawing, bar: tqdm) -> dict[str, dict[str, float]]:
     """Recomputing the prompt at each step, beside reading it once, by its length; few diffusion steps, the same for both."""
     config, found = drawing.config, {}
     for length in config.prompt_lengths:
-        seconds = median_seconds(
+        seconds = medians(
             {
                 name: lambda use=use, length=length: drawing.run(
                     prompt=length, use_prefix_cache=use, ar_steps=config.cache_steps, head_steps=2
@@ -136,7 +122,7 @@ def step_ratios(drawing: Drawing, bar: tqdm) -> dict[str, dict[str, float]]:
         for ar in config.ar_steps
         for head in config.head_steps
     }
-    seconds = median_seconds(
+    seconds = medians(
         {
             name: lambda ar=ar, head=head, batch=batch: drawing.run(ar_steps=ar, head_steps=head, batch=batch)
             for name, (ar, head, batch) in runs.items()
@@ -203,19 +189,14 @@ def shares(drawing: Drawing, folder: Path | None, bar: tqdm) -> dict[str, dict[s
 
 def run(config: Config, folder: Path | None = None) -> dict[str, Any]:
     """All three, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    drawing = Drawing(config)
     turns = config.turns * (len(config.prompt_lengths) + 1) + 2 * len(config.batches)
-    try:
-        with tqdm(total=turns, unit="turn") as bar:
-            return {
-                "prefix_cache": cache_ratios(drawing, bar),
-                "ar_steps x head_steps": step_ratios(drawing, bar),
-                "shares": shares(drawing, folder, bar),
-            }
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), tqdm(total=turns, unit="turn") as bar:
+        drawing = Drawing(config)
+        return {
+            "prefix_cache": cache_ratios(drawing, bar),
+            "ar_steps x head_steps": step_ratios(drawing, bar),
+            "shares": shares(drawing, folder, bar),
+        }
 
 
 def show(results: dict[str, Any]) -> str:

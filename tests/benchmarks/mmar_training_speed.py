@@ -8,19 +8,15 @@ in bf16 under autocast.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import medians, one_thread, run_benchmark
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.record import make_record, write_json
 from mmar.baselines import BASELINES, baseline_config
 from mmar.config import ImageTokensConfig, MMARConfig
 from mmar.image_head import DiffusionTokenHead
@@ -124,30 +120,11 @@ def head_steps(config: Config) -> dict[str, Callable[[], None]]:
     }
 
 
-def medians(competitors: dict[str, Callable[[], None]], turns: int, bar: tqdm) -> dict[str, float]:
-    """Median seconds of one call of each, in turns after one untimed round."""
-    times: dict[str, list[float]] = {name: [] for name in competitors}
-    for call in competitors.values():
-        call()
-    for _ in range(turns):
-        for name, call in competitors.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-        bar.update(1)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def run(config: Config) -> dict[str, Any]:
     """Seconds, and ratios to MMAR and to the gathered head."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tqdm(total=2 * config.turns, unit="turn") as bar:
-            systems = medians({name: training_step(config, name) for name in config.systems}, config.turns, bar)
-            head = medians(head_steps(config), config.turns, bar)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), tqdm(total=2 * config.turns, unit="turn") as bar:
+        systems = medians({name: training_step(config, name) for name in config.systems}, config.turns, bar)
+        head = medians(head_steps(config), config.turns, bar)
     return {
         "step_s": systems,
         "step_over_mmar": {name: value / systems["mmar"] for name, value in systems.items()},
@@ -166,17 +143,7 @@ def show(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write a record if asked to."""
-    parser = argparse.ArgumentParser(description="What a training step of each system costs")
-    parser.add_argument("--quick", action="store_true", help="one turn of everything: shows that it runs, measures little")
-    parser.add_argument("--out", type=Path, help="write a JSON record there (experiments/records/mmar_training_speed-cpu.json)")
-    arguments = parser.parse_args(argv)
-    config = QUICK if arguments.quick else FULL
-    start = time.monotonic()
-    results = run(config)
-    print(show(results))
-    if arguments.out:
-        record = make_record("mmar_training_speed", config, results, duration_s=time.monotonic() - start, device="cpu")
-        write_json(record, arguments.out)
+    run_benchmark("mmar_training_speed", "What a training step of each system costs", FULL, QUICK, run, show, argv)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,19 @@ A frozen Qwen2, one thread. Competitors take turns and medians are compared. Thr
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import medians, one_thread, run_benchmark
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import Qwen2Config
 
-from experiments.record import make_record, write_json
 from mmar.config import PLoRAConfig
 from mmar.language_model import MMARTextModel
 from mmar.plora import TARGETS, merged_image_expert
@@ -147,20 +143,6 @@ def ready(models: dict[str, MMARTextModel], *, autocast: bool) -> Iterator[None]
         merging.__exit__(None, None, None)
 
 
-def median_seconds(competitors: dict[str, Callable[[], None]], turns: int, bar: tqdm) -> dict[str, float]:
-    """Median time of one call of each, in turns after one untimed round."""
-    times: dict[str, list[float]] = {name: [] for name in competitors}
-    for run_once in competitors.values():
-        run_once()
-    for _ in range(turns):
-        for name, run_once in competitors.items():
-            start = time.perf_counter()
-            run_once()
-            times[name].append(time.perf_counter() - start)
-        bar.update(1)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def ratios(config: Config, precision: str, bar: tqdm) -> dict[str, dict[str, float]]:
     """By batch and pass, times over that of the ordinary LoRA, and its seconds."""
     base, adapter, autocast = PRECISIONS[precision]
@@ -173,7 +155,7 @@ def ratios(config: Config, precision: str, bar: tqdm) -> dict[str, dict[str, flo
                     continue  # nothing to train
                 names = [name for name in models if name != "merged" or (batch == "images" and not train)]
                 calls = {name: caller(models[name], arguments, train=train, autocast=autocast) for name in names}
-                seconds = median_seconds(calls, config.turns, bar)
+                seconds = medians(calls, config.turns, bar)
                 key = f"{batch}, {'forward and backward' if train else 'forward'}"
                 found[key] = {f"{name}_over_{REFERENCE}": value / seconds[REFERENCE] for name, value in seconds.items()}
                 found[key] = {**found[key], f"{REFERENCE}_s": seconds[REFERENCE]}
@@ -187,13 +169,8 @@ def caller(model: MMARTextModel, arguments: dict[str, Any], *, train: bool, auto
 
 def run(config: Config) -> dict[str, Any]:
     """All ratios by precision, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tqdm(total=len(PRECISIONS) * 5 * config.turns, unit="turn") as bar:
-            return {precision: ratios(config, precision, bar) for precision in PRECISIONS}
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), tqdm(total=len(PRECISIONS) * 5 * config.turns, unit="turn") as bar:
+        return {precision: ratios(config, precision, bar) for precision in PRECISIONS}
 
 
 def show(results: dict[str, Any]) -> str:
@@ -211,18 +188,7 @@ def show(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write a record if asked to."""
-    parser = argparse.ArgumentParser(description="What the image expert costs beside an ordinary LoRA")
-    parser.add_argument("--quick", action="store_true", help="one turn of everything: shows that it runs, measures little")
-    parser.add_argument("--out", type=Path, help="write a JSON record there (experiments/records/plora_speed-cpu.json)")
-    arguments = parser.parse_args(argv)
-    config = QUICK if arguments.quick else FULL
-    start = time.monotonic()
-    results = run(config)
-    print(show(results))
-    if arguments.out:
-        write_json(
-            make_record("plora_speed", config, results, duration_s=time.monotonic() - start, device="cpu"), arguments.out
-        )
+    run_benchmark("plora_speed", "What the image expert costs beside an ordinary LoRA", FULL, QUICK, run, show, argv)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,17 @@ experiments/records/prediction_speed-cpu.json``. One thread; medians of interlea
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import medians, one_thread, run_benchmark
 from tqdm import tqdm
 
 from diffparam import EPSILON, FLOW, X0, AngularParam, Schedule, V, plan_ddim, predict_error, sample
-from experiments.record import make_record, write_json
 from mmar.diffusion_head import DiffusionHead
 
 PARAMS = (EPSILON, X0, V, FLOW, AngularParam.optimal(0.5))
@@ -51,20 +47,6 @@ class Config:
 
 FULL = Config()
 QUICK = Config(turns=1, shell_turns=1, steps=50, width=32, batch=32, sampler_steps=2)
-
-
-def medians(competitors: dict[str, Callable[[], Any]], turns: int, bar: tqdm) -> dict[str, float]:
-    """Median seconds of one call of each, in turns after one untimed round."""
-    times: dict[str, list[float]] = {name: [] for name in competitors}
-    for call in competitors.values():
-        call()
-    for _ in range(turns):
-        for name, call in competitors.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-        bar.update(1)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def predictions(config: Config, bar: tqdm) -> dict[str, float]:
@@ -110,17 +92,12 @@ def commands(config: Config, bar: tqdm) -> dict[str, float]:
 
 def run(config: Config) -> dict[str, Any]:
     """All three, in seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tqdm(total=2 * config.turns + config.shell_turns, unit="turn") as bar:
-            return {
-                "predictions_s": predictions(config, bar),
-                "sampler_s": sampler(config, bar),
-                "commands_s": commands(config, bar),
-            }
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), tqdm(total=2 * config.turns + config.shell_turns, unit="turn") as bar:
+        return {
+            "predictions_s": predictions(config, bar),
+            "sampler_s": sampler(config, bar),
+            "commands_s": commands(config, bar),
+        }
 
 
 def show(results: dict[str, Any]) -> str:
@@ -135,17 +112,9 @@ def show(results: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write a record if asked to."""
-    parser = argparse.ArgumentParser(description="How long predictions, the report and the sampler's own work take")
-    parser.add_argument("--quick", action="store_true", help="one turn of everything: shows that it runs, measures little")
-    parser.add_argument("--out", type=Path, help="write a JSON record there (experiments/records/prediction_speed-cpu.json)")
-    arguments = parser.parse_args(argv)
-    config = QUICK if arguments.quick else FULL
-    start = time.monotonic()
-    results = run(config)
-    print(show(results))
-    if arguments.out:
-        record = make_record("prediction_speed", config, results, duration_s=time.monotonic() - start, device="cpu")
-        write_json(record, arguments.out)
+    run_benchmark(
+        "prediction_speed", "How long predictions, the report and the sampler's own work take", FULL, QUICK, run, show, argv
+    )
 
 
 if __name__ == "__main__":

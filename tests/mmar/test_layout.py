@@ -56,14 +56,14 @@ def test_the_pattern_is_that_of_the_definition(rows: list[list[int | str]], side
         assert torch.equal(layout.attend[i, 0], slow_pattern(ids[i].tolist(), mask[i].tolist()))
 
 
-@given(rows=st.lists(parts, min_size=1, max_size=4))
-def test_padding_changes_neither_positions_nor_blocks(rows: list[list[int | str]]) -> None:
+@given(rows=st.lists(parts, min_size=1, max_size=4), shared=st.booleans())
+def test_padding_changes_neither_positions_nor_blocks(rows: list[list[int | str]], shared: bool) -> None:
     flat = [row(*r) for r in rows]
     for side in ("left", "right"):
         ids, mask = batch(flat, side)
-        layout = sequence_layout(ids, mask, ids=IDS)
+        layout = sequence_layout(ids, mask, ids=IDS, shared_positions=shared)
         for i, r in enumerate(flat):
-            alone = sequence_layout(torch.tensor([r]), ids=IDS)
+            alone = sequence_layout(torch.tensor([r]), ids=IDS, shared_positions=shared)
             assert torch.equal(layout.position_ids[i][mask[i] == 1], alone.position_ids[0])
             assert torch.equal(layout.block[i][mask[i] == 1], alone.block[0])
 
@@ -106,8 +106,9 @@ def test_bad_masks_are_refused() -> None:
     ids = torch.tensor([row(4)])
     with pytest.raises(ValueError, match="shape of input_ids"):
         sequence_layout(ids, torch.ones(1, 3), ids=IDS)
-    with pytest.raises(ValueError, match="between tokens"):
-        sequence_layout(ids, torch.tensor([[1, 0, 1, 1]]), ids=IDS)
+    for holes in ([1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 0]):
+        with pytest.raises(ValueError, match="between tokens"):
+            sequence_layout(ids, torch.tensor([holes]), ids=IDS)
     with pytest.raises(ValueError, match="image tokens"):
         sequence_layout(torch.tensor([row(1, "I")]), torch.tensor([[1, 1, 1, 0, 0, 0]]), ids=IDS)
     both = torch.tensor([[0, 1, 1, 0]])

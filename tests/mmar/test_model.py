@@ -173,6 +173,45 @@ def test_positions_and_features_start_at_one_scale() -> None:
     assert 0.5 < float(entry.embedding_vit(tokens, known).std() / entry.position.weight.std()) < 2
 
 
+def test_each_image_has_its_own_begin_and_end() -> None:
+    model, ids = tiny_model(), torch.tensor([QUESTION + BLOCK])
+    embeds, table = model.embed_text(ids)[0], model.language_model.embed_tokens.weight
+    begin = len(QUESTION)
+    assert torch.equal(embeds[:begin], table[ids[0, :begin]])
+    assert torch.equal(embeds[begin], model.boundary.weight[0])
+    assert torch.equal(embeds[-1], model.boundary.weight[1])
+    assert not embeds[begin + 1 : -1].any()
+
+
+def test_the_expert_meets_image_tokens_alone() -> None:
+    model, seen = tiny_model(), []
+    ids, mask = rows(QUESTION + BLOCK + BLOCK, ANSWER)
+    model.language_model.register_forward_pre_hook(lambda _module, _args, kw: seen.append(kw), with_kwargs=True)
+    logits(model, ids, some_tokens(model, 2))
+    assert torch.equal(seen[0]["image_token_mask"], ids == 4)
+    other = torch.arange(ids.shape[1]).expand_as(ids)
+    base = model(ids, mask, image_tokens=some_tokens(model, 2)).logits
+    moved = model(ids, mask, position_ids=other, image_tokens=some_tokens(model, 2)).logits
+    assert torch.equal(seen[2]["position_ids"], other)  # a caller's positions are taken
+    assert not torch.equal(base, moved)
+
+
+def test_begin_and_end_of_image_are_text_to_the_expert() -> None:
+    """Their keys and values are those of the bare Qwen2, whatever the expert has learned."""
+    model, ids, caches = tiny_model(), torch.tensor([BLOCK]), []
+    for _ in range(2):
+        cache = DynamicCache(config=model.config.text_config)
+        with torch.no_grad():
+            model(ids, image_tokens=some_tokens(model, 1), past_key_values=cache, use_cache=True)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.zero_()
+        caches.append(cache.layers[0])  # of the first layer: nothing has been mixed yet
+    for a, b in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
+        assert torch.equal(a[:, :, [0, -1]], b[:, :, [0, -1]])
+        assert not torch.equal(a[:, :, 1:-1], b[:, :, 1:-1])
+
+
 # -- batches ----------------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +370,16 @@ def test_the_answers_head_runs_on_answers_only(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [(len(ANSWER), 64)]
 
 
+def test_last_logits_are_the_last_of_all_logits() -> None:
+    model, ids = tiny_model(), torch.tensor([BLOCK + ANSWER])
+    tokens = some_tokens(model, 1)
+    with torch.no_grad():
+        every, last = (model(ids, image_tokens=tokens, logits_to_keep=keep).logits for keep in (0, 2))
+    assert every.shape[1] == ids.shape[1]
+    assert last.shape[1] == 2
+    assert close(last, every[:, -2:], PRECISIONS["float32"])
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +403,33 @@ def test_bad_images_are_refused_by_name() -> None:
         model(ids, image_tokens=tokens.long())
     with pytest.raises(ValueError, match="stray"):
         model(torch.tensor([[1, 4, 2]]), image_tokens=tokens)
+
+
+@pytest.mark.parametrize("marker", [4, 5, 6])
+def test_image_markers_are_no_answers(marker: int) -> None:
+    """``labels = input_ids.clone()``, the habit of text models, would train answers on placeholders."""
+    model, ids = tiny_model(), torch.tensor([BLOCK + ANSWER])
+    with pytest.raises(ValueError, match="labels must be -100 on image tokens"):
+        model(ids, image_tokens=some_tokens(model, 1), labels=ids)
+    labels = ids.masked_fill(ids != marker, -100)
+    with pytest.raises(ValueError, match="labels must be -100 on image tokens"):
+        model(ids, image_tokens=some_tokens(model, 1), labels=labels)
+
+
+def test_images_start_a_cache() -> None:
+    model, ids = tiny_model(), torch.tensor([BLOCK])
+    cache = DynamicCache(config=model.config.text_config)
+    model(torch.tensor([QUESTION]), past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match="must come with the call that starts the cache"):
+        model(ids, image_tokens=some_tokens(model, 1), past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2", "flex_attention"])
+def test_attention_that_would_misread_the_mask_is_refused(attention: str) -> None:
+    model = tiny_model()
+    model.language_model.config._attn_implementation = attention
+    with pytest.raises(ValueError, match=f"attn_implementation must be sdpa .* got {attention}"):
+        model(torch.tensor([BLOCK]), image_tokens=some_tokens(model, 1))
 
 
 def test_codes_are_checked_against_the_codebook() -> None:
