@@ -1,6 +1,7 @@
 """What an MMAR is made of: one checked configuration with a part for each module (paper section 3.3.2)."""
 
 # Annotations are read at run time by `strict`, which checks the type of every field: no `from __future__ import annotations`.
+import copy
 import dataclasses
 from typing import Any, ClassVar, Literal, Self
 
@@ -292,7 +293,7 @@ class MMARConfig(_Part):
         """
         if name not in PRESETS:
             raise ValueError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
-        fields = {key: dict(value) if isinstance(value, dict) else value for key, value in PRESETS[name].items()}
+        fields = copy.deepcopy(PRESETS[name])  # a configuration keeps its dicts, and whoever has it may change them
         for key, value in options.items():
             fields[key] = {**fields.get(key, {}), **value} if isinstance(value, dict) else value
         return cls(**fields)

@@ -144,7 +144,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         Args:
             input_ids: ``(B, L)``, each image a block boi, N placeholders, eoi.
             attention_mask: ``(B, L)``, 0 on padding; with a cache ``(B, past + L)``.
-            position_ids: ``(B, L)``; by default those of :meth:`layout`. Needed where a cache holds images.
+            position_ids: ``(B, L)``; by default those of :meth:`layout`. Needed with a filled cache.
             past_key_values: A cache; images come with the call that starts it.
             image_tokens: ``(n, N, C)`` latents of unit scale, or ``(n, N)`` codes; also grouped by row ``(B, I, N, ...)``.
             known: ``(n, N)`` bool, the tokens that may be read; None: all.
@@ -189,6 +189,11 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
         use_cache: bool | None,
     ) -> BaseModelOutputWithPast:
         """Text alone goes the way of plain Qwen2, bit for bit."""
+        if position_ids is None and cache is not None and cache.get_seq_length():
+            raise ValueError(
+                "position_ids must be given with a filled cache, got None: an image takes one position, so that the length of "
+                "the cache does not tell where the text goes on; count from the last position of what is cached"
+            )
         return self.language_model(
             inputs_embeds=self.embed_text(input_ids),
             attention_mask=attention_mask,

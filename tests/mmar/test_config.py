@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def test_the_papers_sizes() -> None:
         assert (config.embedding_vit_config.num_hidden_layers, config.embedding_vit_config.hidden_size) == (16, 1024)
         assert (config.projector_config.vis_blocks, config.projector_config.post_blocks) == (2, 1)
         assert config.param is V
+
+
+def test_a_changed_configuration_leaves_its_preset_alone() -> None:
+    before = copy.deepcopy(PRESETS)
+    for name in PRESETS:
+        config = MMARConfig.preset(name)
+        config.text_config.rope_parameters["rope_theta"] = 5.0
+        config.image_config.grid = 1
+    assert before == PRESETS
+    assert MMARConfig.preset("mmar-0.5b").text_config.rope_parameters["rope_theta"] == 1e6
 
 
 def test_a_parameterization_is_one_switch() -> None:

@@ -115,15 +115,30 @@ def test_features_of_an_encoder_carry_their_position() -> None:
     assert (image_input(tokens) - wanted).abs().max() <= TOLERANCE * float(wanted.abs().max())
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", ["mmar", "vq"])
 def test_what_stands_at_unknown_places_has_no_influence(name: str) -> None:
-    """Not even where it is no number: NaN * 0 would be NaN, and no code of a codebook is -1."""
+    """Not even where it is no number: NaN * 0 would be NaN in a gradient, and no code of a codebook is -1."""
     model, known = tiny_model(name), some_known(3)
     tokens = some_tokens(model, 3)
     nothing = torch.full_like(tokens, -1) if model.config.has_codes else torch.full_like(tokens, torch.nan)
     spoilt = torch.where(known if model.config.has_codes else known[..., None], tokens, nothing)
-    assert torch.equal(model.image_model.input(spoilt, known), model.image_model.input(tokens, known))
+    found = model.image_model.input(spoilt, known)
+    assert torch.equal(found, model.image_model.input(tokens, known))
+    found.sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.image_model.input.parameters())
+
+
+@pytest.mark.parametrize("name", ["mmar", "raster"])
+def test_a_recomputed_vit_is_the_same_vit(name: str) -> None:
+    model = tiny_model(name).train()
+    vit, tokens = model.image_model.input.embedding_vit, some_tokens(model, 2)
+    known = some_known(2) if name == "mmar" else torch.ones(2, COUNT, dtype=torch.bool)
+    plain = vit(tokens, known)
+    vit.gradient_checkpointing = True
+    recomputed = vit(tokens, known)
+    assert torch.equal(plain, recomputed)
+    for a, b in zip(*(torch.autograd.grad(h.square().sum(), list(vit.parameters())) for h in (plain, recomputed)), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_gradients_reach_every_part_and_no_unknown_token() -> None:

@@ -107,7 +107,7 @@ def test_each_drawn_image_has_the_noise_of_its_own_generator(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["epsilon", "transfusion"])
 def test_another_loss_space_weighs_timesteps_and_leaves_rows_alone(name: str) -> None:
-    """An epsilon head with the loss of v: 1 / alpha_bar, 4e8 at the last of 1000 steps, so that no neighbour would do."""
+    """An epsilon head with the loss of v: 1 / alpha_bar, on 20 steps, so that a neighbour's weight would be another."""
     options = {"schedule_config": {"num_train_timesteps": 20, "image_first_timesteps": 10}}
     plain = three_images(tiny_model(name, **options), generator=seeded(3)[0])[0]
     space = {"prediction_type": "epsilon", "loss_space": "v_prediction"}

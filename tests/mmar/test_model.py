@@ -424,6 +424,20 @@ def test_images_start_a_cache() -> None:
         model(ids, image_tokens=some_tokens(model, 1), past_key_values=cache, use_cache=True)
 
 
+def test_text_behind_a_cache_says_where_it_is() -> None:
+    """By the length of the cache it would stand 15 positions too far: every token of an image has the same one."""
+    model, ids, tokens = tiny_model(), torch.tensor([BLOCK + ANSWER]), some_tokens(tiny_model(), 1)
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        whole = model(ids, image_tokens=tokens).logits[:, len(BLOCK) :]
+        model(ids[:, : len(BLOCK)], image_tokens=tokens, past_key_values=cache, use_cache=True)
+        with pytest.raises(ValueError, match="position_ids must be given with a filled cache"):
+            model(ids[:, len(BLOCK) :], past_key_values=cache, use_cache=True)
+        positions = model.layout(ids).position_ids[:, len(BLOCK) :]
+        rest = model(ids[:, len(BLOCK) :], position_ids=positions, past_key_values=cache, use_cache=True).logits
+    assert close(rest, whole, PRECISIONS["float32"])
+
+
 @pytest.mark.parametrize("attention", ["eager", "flash_attention_2", "flex_attention"])
 def test_attention_that_would_misread_the_mask_is_refused(attention: str) -> None:
     model = tiny_model()
