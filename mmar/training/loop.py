@@ -191,7 +191,7 @@ class Trainer:
         shares = [c / max(1.0, t) for c, t in zip((batch.text_count, batch.image_count), totals, strict=True)]
         weights = (shares[0] * self.world_size, shares[1] * self.world_size)  # DDP divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        with self._autocast(), self._attention(batch):
+        with self._autocast(), self._attention():
             output = self.wrapped(**batch.inputs, **arguments, loss_weights=weights)
         output.loss.backward()
         found = (output.text_loss, output.image_loss)
@@ -213,9 +213,9 @@ class Trainer:
             torch.autograd.grad(loss, self._trained())
         return float(counter.get_total_flops()) * self.config.accumulation * self.world_size
 
-    def _attention(self, batch: Batch) -> AbstractContextManager[None]:
+    def _attention(self) -> AbstractContextManager[Any]:
         dtype = torch.float32 if self.config.precision == "float32" else torch.bfloat16
-        return attention_kernel(self.device, dtype, batch.inputs["input_ids"].shape[1])
+        return attention_kernel(self.device, dtype)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

@@ -76,7 +76,7 @@ def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row
     Args:
         example: With an image, or its tokens outside.
         task: understanding asks its questions, or for its caption where there are none; generation draws from its caption;
-            unconditional from nothing; text is questions and answers without the image.
+            unconditional from nothing; text is the same questions with a caption in the place of the image.
         rng: Of words, questions and their order.
         questions: In one row at most.
 
@@ -90,16 +90,32 @@ def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row
     if task not in (UNDERSTANDING, TEXT):
         raise ValueError(f"task must be one of {UNDERSTANDING}, {GENERATION}, {UNCONDITIONAL}, {TEXT}, got {task!r}")
     sample = _asked(example, rng, questions)
-    return sample if task == UNDERSTANDING else as_text(sample.turns)
+    return sample if task == UNDERSTANDING else as_text(sample.turns, _description(example, rng))
 
 
-def as_text(turns: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
-    """A conversation without its image, for the language model's own training."""
+def as_text(turns: Sequence[tuple[str, str | None]], description: str | None = None) -> list[dict[str, Any]]:
+    """A conversation without its image, for the language model's own training.
+
+    Args:
+        turns: Questions and answers.
+        description: Stands before the first question, where the image would. A language model that has read nothing but
+            questions has nowhere to look for an answer; one that has learned to read descriptions, as any pretrained one has,
+            can be shown an image by an expert that makes image tokens look like one.
+    """
     messages: list[dict[str, Any]] = []
     for question, answer in turns:
+        if description is not None and not messages:
+            question = f"{description}. {question}"
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer or ""})
     return messages
+
+
+def _description(example: Example, rng: Random) -> str | None:
+    """The fullest caption half of the time, else any; nothing now and then."""
+    if not example.turns or example.caption is None or rng.random() < 0.1:
+        return None
+    return example.caption if rng.random() < 0.5 else rng.choice((example.caption, *example.captions))
 
 
 def _asked(example: Example, rng: Random, questions: int) -> UnderstandingSample:

@@ -1,0 +1,74 @@
+"""Runs of the trainer inside an experiment: stages by their configuration files, resumed where they were cut off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmar.training.config import TrainingConfig, load_config
+from mmar.training.loop import FINAL, train
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def train_stages(
+    names: Sequence[str], overrides: Mapping[str, Sequence[str]], *, folder: Path, resume: bool
+) -> dict[str, dict[str, Any]]:
+    """Train stage after stage.
+
+    Args:
+        names: Of files in ``configs``, in order; what they call ``runs/NAME`` is put into ``folder/NAME``.
+        overrides: ``key=value`` words by name; those of "" for every stage.
+        folder: Of the runs.
+        resume: Go on from what is there; without it all begins anew.
+
+    Returns:
+        :func:`stage_summary` of each.
+
+    Raises:
+        KeyboardInterrupt: If a signal ended the training; what is done is kept.
+    """
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in names:
+        words = [*overrides.get("", ()), *overrides.get(name, ())]
+        config = _moved(load_config(CONFIGS / f"{name}.yaml", words), folder)
+        if not (Path(config.output) / FINAL).is_dir() and train(config, resume=True).name != FINAL:
+            raise KeyboardInterrupt
+    return {name: stage_summary(folder / name / "log.jsonl") for name in names}
+
+
+def stage_summary(log: Path) -> dict[str, Any]:
+    """Steps, seconds, rates and last losses of a stage.
+
+    Args:
+        log: ``log.jsonl`` of the run.
+    """
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    spans = [after - before for before, after in zip([0, *steps], steps, strict=False)]
+    seconds = [line["step_s"] * span for line, span in zip(lines, spans, strict=True)]
+    total, last = max(1e-9, sum(seconds)), lines[-1]
+    return {
+        "steps": last["step"],
+        "training_s": total,
+        "data_share": sum(line["data_share"] * s for line, s in zip(lines, seconds, strict=True)) / total,
+        "memory_gib": last["memory_gib"],
+        "text_loss": last["text_loss"],
+        "image_loss": last["image_loss"],
+    }
+
+
+def _moved(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """Everything below ``runs`` below ``folder`` instead."""
+
+    def moved(path: str | None) -> str | None:
+        return path if path is None or not path.startswith("runs/") else str(folder / path.removeprefix("runs/"))
+
+    config.output = moved(config.output) or config.output
+    config.model.checkpoint, config.model.language_model = moved(config.model.checkpoint), moved(config.model.language_model)
+    config.tokenizers.text, config.tokenizers.image = moved(config.tokenizers.text), moved(config.tokenizers.image)
+    return config
