@@ -20,6 +20,7 @@ from experiments.command import run_command
 from mmar.config import MMARConfig
 from mmar.masking import draw_known
 from mmar.model import MMARForConditionalGeneration
+from mmar.parameter_parts import part_sizes
 
 PAPER = {"mmar-0.5b": {"plora": 281.5, "embedding_vit": 201.5, "head": 46.4}, "mmar-7b": {"plora": 3229.6, "head": 272.0}}
 """Millions, counted by hand from section 3.3.2: ranks 512 and 1280 on every linear layer, 16 x 1024 ViT, 8 x 1024 and 12 x 2048
@@ -59,22 +60,10 @@ def count_parameters(name: str) -> dict[str, float]:
     """Millions of parameters of each part of a preset, without allocating any."""
     with torch.device("meta"):
         model = MMARForConditionalGeneration(MMARConfig.preset(name))
-    parts = {"language_model": 0, "plora": 0, "embedding_vit": 0, "head": 0, "projectors_and_tables": 0, "trained": 0}
-    for key, parameter in model.named_parameters():
-        part = (
-            "plora"
-            if "lora_" in key
-            else "language_model"
-            if key.startswith(("language_model.", "lm_head."))
-            else "embedding_vit"
-            if ".embedding_vit." in key
-            else "head"
-            if ".head.head." in key
-            else "projectors_and_tables"
-        )
-        parts[part] += parameter.numel()
-        parts["trained"] += parameter.numel() * parameter.requires_grad
-    return {key: value / 1e6 for key, value in parts.items()}
+    parts = part_sizes((key, parameter.numel()) for key, parameter in model.named_parameters())
+    counts = {key: part.parameters for key, part in parts.items()}
+    counts["trained"] = sum(part.trained for part in parts.values())
+    return {key: value / 1e6 for key, value in counts.items()}
 
 
 def make_model(config: Config) -> MMARForConditionalGeneration:

@@ -20,6 +20,7 @@ from mmar.layers import LearnedTable, initialize_leaf
 from mmar.layout import ImageIds, SequenceLayout, sequence_layout
 from mmar.noise_draws import Generators, check_generators
 from mmar.output import MMAROutput
+from mmar.parameter_parts import is_frozen
 from mmar.text_loss import text_loss
 
 
@@ -56,8 +57,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
     def freeze(self) -> None:
         """Leave trainable: adapters, image model, begin and end of image. Checkpoints do not hold this: done on every load."""
         for name, parameter in self.named_parameters():
-            backbone = name.startswith(("language_model.", "lm_head.")) and "lora_" not in name
-            parameter.requires_grad_(not (backbone or "codebook" in name))
+            parameter.requires_grad_(not is_frozen(name))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -40,7 +40,7 @@ class TensorSource:
         if isinstance(source, Mapping):
             return cls("the state dict", {name: tuple(t.shape) for name, t in source.items()}, source.__getitem__)
         path = Path(source)
-        files = _files(path) if path.is_dir() else [path]
+        files = weight_files(path) if path.is_dir() else [path]
         lost = [str(file) for file in files if not file.is_file()]
         if lost:
             raise FileNotFoundError(
@@ -87,16 +87,17 @@ def copy_strictly(source: TensorSource, targets: Mapping[str, Tensor], *, remedy
             target.copy_(source.read(name))
 
 
-def _read(holder: Mapping[str, safe_open], name: str) -> Tensor:
-    tensor: Tensor = holder[name].get_tensor(name)
-    return tensor
-
-
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model, one or several; whether they are there is not looked at."""
     index = folder / INDEX
     if not index.is_file():
         return [folder / SINGLE]
     return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _read(holder: Mapping[str, safe_open], name: str) -> Tensor:
+    tensor: Tensor = holder[name].get_tensor(name)
+    return tensor
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
