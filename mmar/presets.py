@@ -14,8 +14,16 @@ _SMALL_IDS = {"image_token_id": 4, "boi_token_id": 5, "eoi_token_id": 6}
 
 
 def _small_text(width: int, layers: int, heads: int, vocab_size: int = 512) -> dict[str, Any]:
+    """A Qwen2 that is trained from nothing on short texts.
+
+    Weights start at about ``width ** -0.5``, and RoPE turns as in texts of some hundred tokens. With Qwen2's own 0.02 and 1e6
+    the smallest ones do not learn to look an answer up in a description: after 160 steps on digits the loss of answers is
+    0.70, what guessing costs, and 0.22 with these.
+    """
     return {
         **_QWEN2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "initializer_range": 0.06,
         "vocab_size": vocab_size,
         "hidden_size": width,
         "intermediate_size": 4 * width,

@@ -74,5 +74,6 @@ def build(prediction_type: str, *, timesteps_per_token: int, seed: int) -> MMARF
     """A model of the digits' size."""
     torch.manual_seed(seed)
     head = {"prediction_type": prediction_type, "timesteps_per_token": timesteps_per_token}
-    config = MMARConfig.preset("mmar-digits", diffusion_head_config=head)
+    start = {"initializer_range": 0.02, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}  # Qwen2's own
+    config = MMARConfig.preset("mmar-digits", diffusion_head_config=head, text_config=start)
     return MMARForConditionalGeneration(config).train()

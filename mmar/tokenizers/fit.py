@@ -7,6 +7,7 @@ sharp.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,8 +138,9 @@ def _descend(
         with torch.autocast(device.type, settings.dtype, enabled=settings.dtype is not torch.float32):
             terms = losses(pixels, step)
         total = torch.stack(list(terms.values())).sum()
-        if not bool(total.isfinite()):
-            raise FloatingPointError(f"the loss must be finite, got {float(total)} at step {step}; lower lr = {settings.lr:g}")
+        loss = float(total.detach())
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss must be finite, got {loss} at step {step}; lower lr = {settings.lr:g}")
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

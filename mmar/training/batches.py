@@ -18,6 +18,7 @@ from mmar.text_loss import IGNORED
 from mmar.tokenizers import ImageTokenizer
 from mmar.training.mixture import TEXT
 from mmar.training.tasks import Place, Row, make_row, step_generator
+from mmar.training.text_labels import text_labels
 
 Item = Example | tuple[CachedImage, Example]
 """An example with its image, or with its tokens from a latent cache."""
@@ -86,19 +87,20 @@ class BatchMaker:
         Raises:
             ValueError: If no item made a row.
         """
-        rows, kept, keys = [], [], []
+        rows, kept, keys, text_places = [], [], [], []
         for row, item, task, place in self._fitting(items, tasks, places):
             cached, example = item if isinstance(item, tuple) else (None, item)
             rows.append(row)
             keys.append(example.key)
             kept += [] if task == TEXT else [(cached, place.generator())]
+            text_places += [place]
         if not rows:
             raise ValueError(f"items must make at least one row of a batch, got none: {dict(self.left_out)}")
         made = self.processor.training_batch(rows)
         inputs = {name: made[name].to(self.device) for name in ("input_ids", "attention_mask", "labels")}
         sources = [source for _, source in kept]
         if not kept:
-            inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+            inputs["labels"] = text_labels(inputs["input_ids"], inputs["attention_mask"], self.processor.tokenizer, text_places)
         else:
             targets: Tensor = made["image_targets"]
             inputs["image_targets"] = targets.to(self.device)

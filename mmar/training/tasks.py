@@ -30,9 +30,9 @@ class Place:
     step: int
     index: int
 
-    def random(self) -> Random:
-        """Choices of words and questions."""
-        return Random(f"words {self.seed} {self.step} {self.index}")
+    def random(self, what: str = "words") -> Random:
+        """Choices of words and questions, or of something else by its name."""
+        return Random(f"{what} {self.seed} {self.step} {self.index}")
 
     def generator(self) -> torch.Generator:
         """Masks, noise and posterior of this sample, whatever rank or batch it is in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,16 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
+from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
 
 from mmar.data.example import Example
 from mmar.processing.chat import GenerationSample, UnderstandingSample
+from mmar.processing.text_tokenizer import train_tokenizer
+from mmar.text_loss import IGNORED
 from mmar.training import checkpoint_folder
+from mmar.training.attention import attention_kernel
 from mmar.training.checkpoint_folder import BrokenCheckpoint, list_checkpoints, load_checkpoint, load_latest, save_checkpoint
 from mmar.training.config import TrainingConfig, load_config, save_config
 from mmar.training.ema import ExponentialMovingAverage
 from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING, Mixture
 from mmar.training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from mmar.training.tasks import Place, TaskPlan, make_row, places
+from mmar.training.text_labels import answers, text_labels
 
 # -- mixture --------------------------------------------------------------------------------------------------------------
 
@@ -89,6 +96,55 @@ def test_ranks_share_the_samples_of_a_step() -> None:
     mine = next(p for p in pairs[1] if p.index == 3)
     assert torch.equal(torch.rand(4, generator=mine.generator()), torch.rand(4, generator=alone[3].generator()))
     assert mine.random().random() == alone[3].random().random() != alone[2].random().random()
+
+
+def test_text_rows_describe_what_they_ask_about() -> None:
+    """Nine in ten; else there would be nothing to find an answer in."""
+    example = Example("x", Image.new("L", (8, 8)), "the digit two", (("odd or even?", "even"),), ("a handwritten 2",))
+    first = [make_row(example, TEXT, Random(i), questions=1)[0]["content"] for i in range(300)]
+    bare = sum(text == "odd or even?" for text in first)
+    assert 10 < bare < 55  # 30 expected, standard deviation 5
+    assert set(first) - {"odd or even?"} == {"the digit two. odd or even?", "a handwritten 2. odd or even?"}
+
+
+def test_answers_are_what_a_text_row_learns() -> None:
+    texts = ["user", "assistant", "what colour is it?", "dark red", "a ring"]
+    tokenizer = train_tokenizer(texts, 300)
+    row = (
+        "<|im_start|>user\na ring. what colour is it?<|im_end|>\n<|im_start|>assistant\ndark red<|im_end|>\n"
+        "<|im_start|>user\nassistant\n<|im_end|>\n<|im_start|>assistant\na ring<|im_end|>\n"
+    )
+    ids = tokenizer(row, return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(ids[answers(ids, tokenizer)]) == "dark red<|im_end|>a ring<|im_end|>"
+    many, mask = ids.expand(400, -1), torch.ones_like(ids).expand(400, -1).clone()
+    mask[:, -1] = 0
+    labels = text_labels(many, mask, tokenizer, places(0, 0, rank=0, world_size=1, count=400))
+    assert (labels[:, -1] == IGNORED).all()
+    whole = (labels[:, :-1] != IGNORED).all(1)
+    assert 5 <= int(whole.sum()) <= 40  # 20 expected, standard deviation 4.4
+    assert torch.equal(labels[~whole][0] != IGNORED, answers(ids, tokenizer)[0])
+
+
+def test_attention_in_float32_is_nearer_to_the_exact_one() -> None:
+    """Its result is rounded once; the gradient too goes through float32."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 24, 8, dtype=torch.float64) for _ in range(3))
+    mask = torch.ones(24, 24, dtype=torch.bool).tril()
+    exact = scaled_dot_product_attention(q.bfloat16().double(), k.bfloat16().double(), v.bfloat16().double(), attn_mask=mask)
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), value=v.bfloat16(), attn_mask=mask)
+        assert found.dtype is torch.bfloat16
+        return float((found.double() - exact).square().mean().sqrt())
+
+    plain = error()
+    with attention_kernel(torch.device("cpu"), torch.bfloat16):
+        ours = error()
+        assert functional.softmax(torch.zeros(2), 0).tolist() == [0.5, 0.5]
+    assert ours <= plain
+    assert ours <= 2.0**-9 * float(exact.abs().max())  # half a unit in the last place of the largest
+    assert isinstance(attention_kernel(torch.device("cpu"), torch.float32), contextlib.nullcontext)
 
 
 def test_rows_of_each_task() -> None:
