@@ -1,0 +1,57 @@
+"""The README's numbers of trained models, from the committed records; called by :mod:`experiments.readme`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.readme_mmar import table
+from experiments.record import read_record
+
+_ATTRIBUTES = ("count", "colour", "shape", "size", "position", "pair", "glyph", "exact")
+
+
+def digits() -> str:
+    """Drawing and reading digits."""
+    found = read_record("mmar_digits-cpu")["results"]
+    rows = [[f"drawn, {name}", _percent(one["recognised"]), one["drawn"]] for name, one in found["drawing"].items()]
+    rows.append(["real test scans, the same classifier", _percent(found["classifier_on_test_scans"]), 445])
+    for family, one in found["reading"].items():
+        rows.append([f"read, {family} (chance {one['chance']:.0%})", _percent(one["right"] / one["asked"]), one["asked"]])
+    return f"{table(['digits', 'right', 'of'], rows)}\n\n{_time(found['stages'])}"
+
+
+def scenes() -> str:
+    """Questions about drawn scenes, and drawn scenes."""
+    found = read_record("mmar_scenes-cpu")["results"]
+    splits = list(found["reading"])
+    rows = []
+    for family, first in found["reading"][splits[0]]["families"].items():
+        shares = [found["reading"][split]["families"][family] for split in splits]
+        rows.append([family, *(_percent(one["right"] / one["asked"]) for one in shares), f"{first['chance']:.0%}"])
+    rows.append(["mean", *(_percent(found["reading"][split]["mean"]) for split in splits), ""])
+    reading = table(["questions", *(split.replace("_", " ") + " scenes" for split in splits), "chance"], rows)
+    drawn = [
+        [f"{name}, {split.replace('_', ' ')}", *(_percent(shares[attribute]) for attribute in _ATTRIBUTES)]
+        for split in splits
+        for name, shares in found["drawing"][split].items()
+    ]
+    return f"{reading}\n\n{table(['drawn', *_ATTRIBUTES], drawn)}\n\n{_time(found['stages'])}"
+
+
+def tokenizers() -> str:
+    """The small image tokenizers."""
+    rows = []
+    for key, one in read_record("scene_tokenizers-cpu")["results"].items():
+        read = one["read"]
+        shares = [_percent(read[name]) for name in ("count", "pair", "position", "exact")]
+        rows.append([f"{key}-scenes", f"{one['parameters'] / 1e6:.2f} M", f"{one['psnr']:.1f} dB", *shares])
+    return table(["image tokenizer", "parameters", "PSNR", "count", "pair", "position", "exact"], rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _time(stages: dict[str, Any]) -> str:
+    parts = ", ".join(f"{one['steps']} steps of {name} in {one['training_s'] / 60:.0f} min" for name, one in stages.items())
+    return f"{parts}; {sum(one['training_s'] for one in stages.values()) / 60:.0f} min in all."
