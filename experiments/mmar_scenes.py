@@ -46,13 +46,13 @@ class Config:
     """
 
     overrides: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    drawn: int = 200
+    drawn: int = 100
     settings: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
         ("16 x 25 DDPM", (("ar_steps", 16), ("head_steps", 25))),
         ("16 x 10 DPM-Solver++", (("ar_steps", 16), ("solver", "dpm_solver"), ("head_steps", 10))),
         ("the same, guided by 2", (("ar_steps", 16), ("solver", "dpm_solver"), ("head_steps", 10), ("guidance_scale", 2.0))),
     )
-    asked: int = 400
+    asked: int = 250
     shown: int = 24
     threads: int | None = None
     seed: int = 0

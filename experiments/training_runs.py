@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,24 @@ def train_stages(
         resume: Go on from what is there; without it all begins anew.
 
     Returns:
-        :func:`stage_summary` of each.
+        :func:`stage_summary` of each, and its configuration.
 
     Raises:
         KeyboardInterrupt: If a signal ended the training; what is done is kept.
     """
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
+    found: dict[str, dict[str, Any]] = {}
     for name in names:
         words = [*overrides.get("", ()), *overrides.get(name, ())]
         config = _moved(load_config(CONFIGS / f"{name}.yaml", words), folder)
         if not (Path(config.output) / FINAL).is_dir() and train(config, resume=True).name != FINAL:
             raise KeyboardInterrupt
-    return {name: stage_summary(folder / name / "log.jsonl") for name in names}
+        found[name] = {
+            **stage_summary(folder / name / "log.jsonl"),
+            "config": asdict(load_config(CONFIGS / f"{name}.yaml", words)),
+        }
+    return found
 
 
 def stage_summary(log: Path) -> dict[str, Any]:

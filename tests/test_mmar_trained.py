@@ -1,0 +1,67 @@
+"""The experiments that train models of mmar, in their smallest preset, as people run them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from experiments import command, mmar_digits, mmar_scenes, scene_tokenizers, training_runs
+
+
+def run(module: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict:
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(command, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--preset", "smoke", "--out", str(path), *words])
+    module.main()
+    return json.loads(path.read_text())
+
+
+def test_digits_are_trained_drawn_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(mmar_digits, "mmar_digits", tmp_path, monkeypatch)["results"]
+    assert [stage["steps"] for stage in found["stages"].values()] == [2, 2, 2]
+    assert found["drawing"]["2 x 2"]["drawn"] == 10
+    assert found["drawing"]["2 x 2"]["recognised"] < 0.6  # two steps teach nothing: the share measures something
+    assert found["classifier_on_test_scans"] > 0.98
+    assert {one["asked"] for one in found["reading"].values()} == {2}
+    assert "real test scans" in capsys.readouterr().out
+
+
+def test_scenes_are_trained_asked_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(mmar_scenes, "mmar_scenes", tmp_path, monkeypatch)["results"]
+    assert set(found["reading"]["test"]["families"]) >= {"existence", "counting", "colour", "shape", "position", "reading"}
+    for drawn in found["drawing"].values():
+        assert drawn["the scenes themselves"]["exact"] == 1.0
+        assert drawn["their reconstructions"]["position"] > 0.9
+        assert drawn["2 x 2"]["exact"] < 0.5
+    assert found["stages"]["scenes"]["config"]["masking"]["low"] == 0.0
+    assert "held_out" in capsys.readouterr().out
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, words = ("digits-text",), {"": ("steps=1", "batch_size=2")}
+    training_runs.train_stages(names, words, folder=tmp_path, resume=False)
+    monkeypatch.setattr(training_runs, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = training_runs.train_stages(names, words, folder=tmp_path, resume=True)
+    assert again["digits-text"]["steps"] == 1
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        training_runs.train_stages(names, words, folder=tmp_path, resume=False)
+
+
+def test_scene_tokenizers_are_trained_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = scene_tokenizers.PRESETS["smoke"]
+    monkeypatch.setitem(scene_tokenizers.PRESETS, "smoke", type(small)(**{**vars(small), "folder": str(tmp_path / "weights")}))
+    found = run(scene_tokenizers, "scene_tokenizers", tmp_path, monkeypatch)["results"]
+    assert found["kl"]["psnr"] < 15  # four steps
+    assert found["vq"]["read_in_scene"]["exact"] == 1.0
+    assert (tmp_path / "weights" / "kl-scenes" / "image_tokenizer.json").is_file()
+    assert "PSNR" in capsys.readouterr().out
