@@ -20,7 +20,7 @@ from experiments.command import run_command
 from experiments.training_runs import train_stages
 from mmar.data.example import Example
 from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset, average
-from mmar.evaluation.scenes import draw_scenes, read
+from mmar.evaluation.scenes import Drawn, draw_scenes, read
 from mmar.evaluation.understanding import ask, by_family, mean_accuracy
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
@@ -39,7 +39,7 @@ class Config:
         drawn: Scenes drawn of each split and way of drawing.
         settings: Ways of drawing: options of ImageGenerationConfig by name.
         asked: Questions of each family and split.
-        shown: Pictures on the sheet.
+        shown: Scenes on the sheets in the folder of the run: above what a caption says, below what was drawn.
         threads: Of torch; None as torch chooses.
         seed: Of training and drawing.
         device: Where it runs.
@@ -121,13 +121,16 @@ def _draw(pipeline: MMARPipeline, config: Config, split: str, folder: Path) -> d
     for name, options in tqdm(config.settings, desc=f"drawing, {split}"):
         drawn = draw_scenes(pipeline, scenes, settings=ImageGenerationConfig(**dict(options)), seed=config.seed)
         found[name] = average([one.score for one in drawn])
-        _sheet([one.image for one in drawn], folder / f"{split}-{len(found) - 2}.png", config.shown)
-    _sheet([scene.image for scene in scenes if scene.image], folder / f"{split}-0.png", config.shown)
+        _sheet(scenes[: config.shown], drawn[: config.shown], folder / f"{split}-{len(found) - 2}.png")
     return found
 
 
-def _sheet(pictures: Sequence[Any], path: Path, count: int) -> None:
-    grid(list(pictures[:count]), columns=min(8, count), side=96).save(path)
+def _sheet(scenes: Sequence[Example], drawn: Sequence[Drawn], path: Path) -> None:
+    """Eight scenes a line, each above its picture."""
+    rows: list[Any] = []
+    for start in range(0, len(scenes), 8):
+        rows += [scene.image for scene in scenes[start : start + 8]] + [one.image for one in drawn[start : start + 8]]
+    grid(rows, columns=min(8, len(scenes)), side=96).save(path)
 
 
 def _all(scenes: SceneDataset) -> list[Example]:

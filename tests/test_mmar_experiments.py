@@ -8,8 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from experiments import command, model_size, overfit_four
+from experiments import command, kill_and_resume, model_size, overfit_four
+from experiments.kill_study.equality import same_bits
+from experiments.kill_study.process import Kill
 from experiments.overfit.pairs import DIGITS, make_pairs
 from mmar.config import MMARConfig
 
@@ -66,3 +69,36 @@ def test_the_pairs_are_four_different_scans_of_unit_scale() -> None:
     assert len(set(pairs.captions)) == 4
     answers = [[answer for _, answer in turns] for turns in pairs.questions]
     assert len({tuple(a) for a in answers}) == 4
+
+
+@pytest.mark.slow
+def test_kill_and_resume_ends_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(kill_and_resume, "kill_and_resume.py", tmp_path, monkeypatch)["results"]["seed 0"]
+    assert result["kills"] == len(result["at_steps"]) == 2
+    assert all(result["equal"].values())
+    parts = ("log", "model", "ema", "optimizer", "statistics", "final")
+    assert not any(result["control_equal"][part] for part in parts)  # the optimizer's memory is seen to be missing
+    assert result["left_a_broken_checkpoint"] == 0
+    assert result["steps_lost_at_most"] <= kill_and_resume.PRESETS["smoke"].every
+    assert "control: differs" in capsys.readouterr().out
+
+
+def test_the_comparison_of_runs_sees_one_bit() -> None:
+    value = torch.tensor([0.0, 1.0, torch.nan])
+    assert same_bits({"a": value}, {"a": value.clone()})
+    assert not same_bits({"a": value}, {"a": torch.tensor([-0.0, 1.0, torch.nan])})
+    assert not same_bits({"a": value}, {"a": torch.nextafter(value, torch.tensor(9.0))})
+    assert not same_bits({"a": value}, {"a": value.double()})
+    assert not same_bits({"a": value}, {"b": value})
+
+
+def test_kills_are_summed_up() -> None:
+    kills = [Kill(True, 7, 4, True, 0), Kill(False, 9, 8, False, 0), Kill(False, 8, 8, False, 1)]
+    found = kill_and_resume.summary(kills)
+    assert found["steps_lost_at_most"] == 3
+    assert found["steps_lost"] == 4
+    assert found["hit_a_checkpoint_being_written"] == found["left_a_broken_checkpoint"] == 1
+    with pytest.raises(ValueError, match="kills"):
+        kill_and_resume.Config(kills=10, most=10, steps=99)

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import data_loading
+import first_picture
 import generation_speed
 import mmar_training_speed
 import plora_speed
@@ -20,6 +22,8 @@ NAMES = {
     mmar_training_speed: {"mmar", "vq", "transfusion", "all_tokens_over_gathered"},
     plora_speed: {"float32", "autocast", "bf16", "base_over_lora", "gather_over_lora", "mask_over_lora", "merged_over_lora"},
     generation_speed: {"recomputed_over_cached", "faster_than_slowest", "backbone", "head", "rest"},
+    data_loading: {f"{kind}, {n}" for kind in ("digits", "scenes", "folder", "latents") for n in ("0 readers", "1 reader")},
+    first_picture: {"mmar-tiny, fast", "start_s", "import_s", "load_s", "draw_s", "total_s"},
 }
 """Of the record: what must have been measured."""
 
