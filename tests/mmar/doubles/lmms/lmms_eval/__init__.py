@@ -1,0 +1,1 @@
+"""A double of lmms-eval 0.7.3."""
