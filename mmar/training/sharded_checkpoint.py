@@ -5,6 +5,7 @@ Their index is a pickle, as torch writes it: load only what a run of your own wr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def read_shards(path: Path, parameters: Mapping[str, Tensor]) -> dict[str, dict[
     reader = dcp.FileSystemReader(path / SHARDS)
     described = reader.read_metadata().state_dict_metadata
     flat = {key: _place(key, found, parameters) for key, found in described.items() if isinstance(found, TensorStorageMetadata)}
-    alone = not torch.distributed.is_initialized()
-    dcp.load(flat, storage_reader=reader, no_dist=alone)
+    with warnings.catch_warnings():  # that there is one process
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        dcp.load(flat, storage_reader=reader)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         group, _, name = key.partition("/")

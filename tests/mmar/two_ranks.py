@@ -25,7 +25,7 @@ def train_on_ranks(runs: Sequence[tuple[TrainingConfig, bool]], *, said: Path, s
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(240)
+        process.join(600)
         if process.is_alive():
             process.kill()
             process.join()
