@@ -137,7 +137,7 @@ class Trainer:
         batches = self.feed.batches(items, self.step)
         read = time.perf_counter() - start
         if self.flops is None:
-            self.flops = self.gradients.count_flops(batches[0])
+            self.flops = self._count_flops(batches[0])
         found = self.gradients.run(batches)
         lr = learning_rate(self.config.optimizer, self.step, self.config.steps)
         for group in self.optimizer.param_groups:
@@ -160,6 +160,12 @@ class Trainer:
             "text_tokens": found.text_tokens,
             "image_tokens": found.image_tokens,
         }
+
+    def _count_flops(self, batch: Batch) -> float:
+        return self.gradients.count_flops(batch)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return self.gradients.trained()
 
     # -- between steps --------------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Processes:
         broadcast_object_list(outcome)
         if outcome[1] is not None:
             raise outcome[1]
-        return outcome[0]  # type: ignore[no-any-return]
+        return outcome[0]
 
     def wait(self) -> None:
         """For all ranks."""

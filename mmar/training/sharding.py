@@ -46,7 +46,7 @@ class Distributed:
             self._skeleton = _skeleton(model) if processes.is_main else None
             shard(model, processes.size, processes.device, gather_dtype)
         else:
-            model.to(processes.device)  # type: ignore[arg-type]  # transformers' annotation
+            model.to(processes.device)
 
     def ready(self) -> None:
         """To be called when parameters are loaded: DDP takes those of rank 0 for all."""
@@ -75,7 +75,7 @@ class Distributed:
         model.load_state_dict(tensors, strict=False, assign=True)  # not strict: tied weights have one name here and two there
         model.tie_weights()
         model.freeze()
-        return model.to(self._processes.device)  # type: ignore[arg-type]
+        return model.to(self._processes.device)
 
     def release(self) -> None:
         """Let go of everything, before the process group is left."""

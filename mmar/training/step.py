@@ -6,6 +6,7 @@ import contextlib
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class GradientStep:
         size = self.processes.size
         weights = (shares[0] * size, shares[1] * size)  # the reduction divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        with self._autocast(), self._attention(batch):
+        with self._autocast(), self._attention():
             output = self.distributed.forward(**batch.inputs, **arguments, loss_weights=weights)
         output.loss.backward()
         found = (output.text_loss, output.image_loss)
@@ -110,9 +111,9 @@ class GradientStep:
             self.statistics.update(output.image_rows, output.image_timesteps)
         return torch.tensor(parts, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0), good
 
-    def _attention(self, batch: Batch) -> AbstractContextManager[None]:
+    def _attention(self) -> AbstractContextManager[Any]:
         dtype = torch.float32 if self.config.precision == "float32" else torch.bfloat16
-        return attention_kernel(self.processes.device, dtype, batch.inputs["input_ids"].shape[1])
+        return attention_kernel(self.processes.device, dtype)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
