@@ -148,6 +148,12 @@ def test_the_state_of_all_ranks_is_saved(runs: Path) -> None:
     assert "model" not in two.tensors
 
 
+def test_checkpointed_layers_are_computed_again_as_they_were(tmp_path: Path) -> None:
+    """In bf16 too, where attention on a CPU has a kernel of its own, out of reach of the backward pass."""
+    train(config(tmp_path, precision="bf16", gradient_checkpointing=True, steps=1))
+    assert math.isfinite(lines(tmp_path)[0]["loss"])
+
+
 # -- positions ---------------------------------------------------------------------------------------------------------------
 
 
