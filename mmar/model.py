@@ -247,10 +247,14 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
             output.image_rows, output.image_timesteps = image.per_row, image.timesteps
 
     def _total(self, output: MMAROutput, weights: tuple[float, float]) -> Tensor | None:
-        """``text + lambda image``; in training every parameter takes part, with weight 0, so that all ranks reduce the same."""
+        """``text + lambda image``; in training every parameter takes part, with weight 0, so that all ranks reduce the same.
+
+        Shards, which FSDP has let go of by now, take part in their own layers.
+        """
         losses = (output.text_loss, output.image_loss)
         factors = (weights[0], weights[1] * self.config.image_loss_weight)
         parts = [factor * loss for factor, loss in zip(factors, losses, strict=True) if loss is not None]
         if self.training:
-            parts += [p.flatten()[:1].float().sum() * 0.0 for p in self.parameters() if p.requires_grad]
+            whole = (p for p in self.parameters() if p.requires_grad and not hasattr(p, "device_mesh"))
+            parts += [p.flatten()[:1].float().sum() * 0.0 for p in whole]
         return torch.stack(parts).sum() if parts else None

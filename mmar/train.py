@@ -23,16 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmar train: {error}", file=sys.stderr)
         return 2
     from mmar.training.loop import NonFiniteLoss  # seconds of imports that a wrong configuration need not wait for
+    from mmar.training.parallel import is_main, leave
 
     try:
         path = _with_needs(config, arguments.resume)
+        if is_main():
+            print(path)
     except (ValueError, FileNotFoundError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 2
     except (NonFiniteLoss, OSError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 1
-    print(path)
+    finally:
+        leave()
     return 0
 
 

@@ -63,7 +63,7 @@ def build_parts(config: TrainingConfig) -> Parts:
     image_tokenizer = _image_tokenizer(config, model.config)
     processor = _processor(config, model.config, image_tokenizer)
     check_agreement(model.config, processor, image_tokenizer)
-    _choose_trained(model, config)
+    choose_trained(model, config)
     return Parts(model, processor, image_tokenizer)
 
 
@@ -135,7 +135,7 @@ def _processor(config: TrainingConfig, model_config: MMARConfig, image_tokenizer
     return MMARProcessor.from_config(model_config, tokenizer, chat=chat, channels=image_tokenizer.image_channels)
 
 
-def _choose_trained(model: MMARForConditionalGeneration, config: TrainingConfig) -> None:
+def choose_trained(model: MMARForConditionalGeneration, config: TrainingConfig) -> None:
     """Stage text trains the language model and nothing else; the others everything but it."""
     if config.stage == "text":
         for name, parameter in model.named_parameters():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,36 +57,80 @@ def save_checkpoint(
     Raises:
         OSError: If it cannot be written (full disk, no permission); what was there before is untouched.
     """
+    temporary = begin_checkpoint(folder, step)
+    return finish_checkpoint(temporary, step, tensors, state, keep=keep)
+
+
+def begin_checkpoint(folder: Path, step: int) -> Path:
+    """An empty folder that is no checkpoint yet; files may be put there before :func:`finish_checkpoint`.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    temporary = folder / f"{UNFINISHED}{step:09d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with explained(temporary):
+        temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_checkpoint(
+    temporary: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    digests: Mapping[str, str] | None = None,
+) -> Path:
+    """Add tensors, state and manifest to what :func:`begin_checkpoint` gave, and rename it; see :func:`save_checkpoint`.
+
+    Args:
+        temporary: The folder.
+        step: Optimizer steps done.
+        tensors: Groups, one safetensors file each.
+        state: JSON.
+        keep: Checkpoints to keep, at least 1.
+        digests: Of files that others put there and synced, by path in the folder.
+    """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}; a run without a checkpoint cannot be resumed")
-    folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / f"{PREFIX}{step:09d}", folder / f"{UNFINISHED}{step:09d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    folder, known = temporary.parent, dict(digests or {})
+    final = folder / f"{PREFIX}{step:09d}"
+    with explained(temporary):
         for name, group in tensors.items():
             save_file(
                 {key: value.detach().contiguous().cpu() for key, value in group.items()}, temporary / f"{name}.safetensors"
             )
         (temporary / "state.json").write_text(json.dumps({"step": step, **state}, allow_nan=False))
-        files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        found = sorted(path for path in temporary.rglob("*") if path.is_file())
+        names = [path.relative_to(temporary).as_posix() for path in found]
+        files = {name: known.get(name) or digest(path) for name, path in zip(names, found, strict=True)}
         (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-        for path in temporary.iterdir():
+        for path in temporary.rglob("*"):
             _sync(path)
         _sync(temporary)
         if final.exists():
             shutil.rmtree(final)
         temporary.replace(final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(
-            f"checkpoint {final.name} could not be written to {folder}: {error}; the one before is untouched. Free space or "
-            "choose another output folder, then run again with --resume"
-        ) from error
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextlib.contextmanager
+def explained(temporary: Path) -> Iterator[None]:
+    """An error in writing removes what is there of the checkpoint, and says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        name = temporary.name.replace(UNFINISHED, PREFIX)
+        raise OSError(
+            f"checkpoint {name} could not be written to {temporary.parent}: {error}; the one before is untouched. Free space "
+            "or choose another output folder, then run again with --resume"
+        ) from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -93,16 +138,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, check: bool = True) -> Checkpoint:
     """Read one checkpoint.
+
+    Args:
+        path: Of its folder.
+        check: Compare every file with the manifest; False where another process just did.
 
     Raises:
         BrokenCheckpoint: If a file is missing, changed or unreadable.
     """
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-        for name, digest in files.items():
-            if _digest(path / name) != digest:
+        for name, expected in files.items():
+            if check and digest(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name} must be what was saved, got other contents; it is damaged")
         state = json.loads((path / "state.json").read_text())
         tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
@@ -139,7 +188,8 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"output must be a folder that can be written to, got {folder}: {error}; choose another") from error
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

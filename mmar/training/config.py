@@ -15,6 +15,7 @@ from mmar.masking import MaskRatio
 from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING
 
 PRECISIONS = ("float32", "bf16", "pure_bf16")
+SHARDINGS = ("ddp", "fsdp")
 TASKS = (UNDERSTANDING, GENERATION, UNCONDITIONAL, TEXT)
 
 
@@ -151,6 +152,7 @@ class TrainingConfig:
         ema: Decay of the average; 0: none.
         precision: bf16 (forward in bf16, float32 masters), float32, or pure_bf16 for the experiment.
         timestep_statistics: Whether to collect the loss per timestep.
+        sharding: What many processes hold: ddp, all of the model each; fsdp, a part of it each. Nothing on one process.
         gradient_checkpointing: Trade time for memory.
         workers: Processes that read data.
         threads: Of torch; None: as torch chooses.
@@ -178,6 +180,7 @@ class TrainingConfig:
     ema: float = 0.9999
     precision: str = "bf16"
     timestep_statistics: bool = True
+    sharding: str = "ddp"
     gradient_checkpointing: bool = False
     workers: int = 0
     threads: int | None = None
@@ -222,6 +225,7 @@ def check_config(config: TrainingConfig) -> None:
     """
     _one_of("stage", config.stage, ("text", "joint", "instruction"))
     _one_of("precision", config.precision, PRECISIONS)
+    _one_of("sharding", config.sharding, SHARDINGS)
     sources = {name: getattr(config.model, name) for name in ("preset", "qwen2", "checkpoint")}
     if sum(value is not None for value in sources.values()) != 1:
         raise ValueError(f"model must have exactly one of preset, qwen2 and checkpoint, got {sources}")

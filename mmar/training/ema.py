@@ -8,12 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mmar.training.sharding import like, own_part
+
 
 class ExponentialMovingAverage:
     """A float32 shadow of what is trained.
 
     In bf16 a shadow at 0.9999 would lose every update: 1e-4 of a number is less than half its last digit (2^-9). The decay
-    warms up as (1 + n) / (10 + n), so that short runs do not average their first random weights.
+    warms up as (1 + n) / (10 + n), so that short runs do not average their first random weights. Where parameters are shards,
+    so is their average.
 
     Args:
         model: Its trainable parameters are followed, by name.
@@ -33,9 +36,9 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the shadow towards the parameters."""
-        current = [p.detach() for n, p in model.named_parameters() if n in self.shadow]
+        current = [own_part(p.detach()) for n, p in model.named_parameters() if n in self.shadow]
         weight = 1 - self.decay_now()
-        shadow = list(self.shadow.values())
+        shadow = [own_part(value) for value in self.shadow.values()]
         torch._foreach_lerp_(shadow, [p.float() for p in current], weight)
         self.updates += 1
 
@@ -66,5 +69,5 @@ class ExponentialMovingAverage:
                 f"shadow must have the trainable parameters of the model, got differences: {', '.join(different[:4])}"
             )
         for name, value in shadow.items():
-            self.shadow[name].copy_(value)
+            self.shadow[name].copy_(like(self.shadow[name], value))
         self.updates = updates

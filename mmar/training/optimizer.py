@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmar.training.config import Optimizer
+from mmar.training.sharding import like
 
 
 def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
@@ -51,4 +52,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        optimizer.state[parameter][entry] = value.clone() if entry == "step" else value.to(parameter.device, copy=True)
+        optimizer.state[parameter][entry] = (
+            value.clone() if entry == "step" else like(parameter, value).to(parameter.device, copy=True)
+        )
