@@ -14,6 +14,7 @@ from diffparam import EPSILON, Schedule
 from diffparam.report import report
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
+from experiments.readme_training import digits, reliability, scenes, tokenizers
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
@@ -192,9 +193,9 @@ def speed() -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {
-    block.__name__: block for block in (gap, predictions, samples, said, safe, check, laws, speed, sizes, overfit, mmar_speed)
-}
+_LIBRARY = (gap, predictions, samples, said, safe, check, laws, speed)
+_MODEL = (sizes, overfit, mmar_speed, digits, scenes, tokenizers, reliability)
+BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL)}
 
 
 def rewritten(text: str) -> str:

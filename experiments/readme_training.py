@@ -55,3 +55,17 @@ def _percent(share: float) -> str:
 def _time(stages: dict[str, Any]) -> str:
     parts = ", ".join(f"{one['steps']} steps of {name} in {one['training_s'] / 60:.0f} min" for name, one in stages.items())
     return f"{parts}; {sum(one['training_s'] for one in stages.values()) / 60:.0f} min in all."
+
+
+def reliability() -> str:
+    """Twenty kills."""
+    runs = read_record("kill_and_resume-cpu")["results"].values()
+    kills, writing = (sum(run[name] for run in runs) for name in ("kills", "hit_a_checkpoint_being_written"))
+    equal = all(all(run["equal"].values()) for run in runs)
+    lost = max(run["steps_lost_at_most"] for run in runs)
+    verdict = "are those of an uninterrupted run to the last bit" if equal else "DIFFER from those of an uninterrupted run"
+    return (
+        f"Killed {kills} times at random moments (`kill -9`), {writing} times while a checkpoint was written, and resumed each "
+        f"time: losses, weights, average and optimizer {verdict}; at most {lost} steps, those since the last checkpoint, were "
+        "done again (`python experiments/kill_and_resume.py --preset cpu`)."
+    )

@@ -12,11 +12,11 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmar.masking import MaskRatio
-from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING
+from mmar.training.mixture import GENERATION, UNCONDITIONAL, UNDERSTANDING
 
 PRECISIONS = ("float32", "bf16", "pure_bf16")
 SHARDINGS = ("ddp", "fsdp")
-TASKS = (UNDERSTANDING, GENERATION, UNCONDITIONAL, TEXT)
+TASKS = (UNDERSTANDING, GENERATION, UNCONDITIONAL)
 
 
 @dataclass
@@ -233,7 +233,10 @@ def check_config(config: TrainingConfig) -> None:
         raise ValueError("data must list at least one source, got none; for example data: [{kind: digits}]")
     unknown = sorted(set(config.tasks) - set(TASKS))
     if unknown:
-        raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {', '.join(unknown)}")
+        raise ValueError(
+            f"tasks must be among {', '.join(TASKS)}, got {', '.join(unknown)}; text teaches nothing to a frozen language model, "
+            "stage: text trains it alone"
+        )
     MaskRatio(config.masking.shape, config.masking.low, config.masking.high, config.masking.width)  # type: ignore[arg-type]
     for name in ("timesteps_per_token", "batch_size", "accumulation", "steps", "max_length", "questions", "max_nan"):
         _at_least(name, getattr(config, name), 1)
