@@ -234,7 +234,7 @@ def check_config(config: TrainingConfig) -> None:
     unknown = sorted(set(config.tasks) - set(TASKS))
     if unknown:
         raise ValueError(
-            f"tasks must be among {', '.join(TASKS)}, got {', '.join(unknown)}; text teaches nothing to a frozen language model, "
+            f"tasks must be among {', '.join(TASKS)}, got {', '.join(unknown)}; text teaches a frozen language model nothing, "
             "stage: text trains it alone"
         )
     MaskRatio(config.masking.shape, config.masking.low, config.masking.high, config.masking.width)  # type: ignore[arg-type]
