@@ -112,15 +112,23 @@ def as_text(turns: Sequence[tuple[str, str | None]], description: str | None = N
 
 
 def _description(example: Example, rng: Random) -> str | None:
-    """The fullest caption half of the time, else any; nothing now and then."""
-    if not example.turns or example.caption is None or rng.random() < 0.1:
+    """The fullest caption most of the time, else any; nothing now and then."""
+    if not example.turns or example.caption is None or rng.random() < 0.05:
         return None
-    return example.caption if rng.random() < 0.5 else rng.choice((example.caption, *example.captions))
+    return example.caption if rng.random() < 0.7 else rng.choice((example.caption, *example.captions))
 
 
 def _asked(example: Example, rng: Random, questions: int) -> UnderstandingSample:
+    """Questions in a random order; half of the time a third of them, and a description is asked for too.
+
+    Answers are a word or two, a description is a dense lesson: everything that is there, and where.
+    """
     if not example.turns:
         return example.describing(rng)
     chosen = list(example.turns)
     rng.shuffle(chosen)
-    return UnderstandingSample([example.image], chosen[:questions])
+    if example.caption is None or rng.random() < 0.5:
+        return UnderstandingSample([example.image], chosen[:questions])
+    turns = [*chosen[: questions // 3], *example.describing(rng).turns]
+    rng.shuffle(turns)
+    return UnderstandingSample([example.image], turns)
