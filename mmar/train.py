@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 2
+    from mmar.data.skipped import TooManySkipped
     from mmar.training.loop import NonFiniteLoss  # seconds of imports that a wrong configuration need not wait for
     from mmar.training.parallel import is_main, leave
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 2
-    except (NonFiniteLoss, OSError) as error:
+    except (NonFiniteLoss, TooManySkipped, OSError) as error:
         print(f"mmar train: {error}", file=sys.stderr)
         return 1
     finally:

@@ -25,6 +25,10 @@ Item = Example | tuple[CachedImage, Example]
 Source = torch.Generator
 
 
+class NoRows(ValueError):
+    """None of a batch's samples made a row."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch.
@@ -85,7 +89,7 @@ class BatchMaker:
             micro_batch: Number within the step.
 
         Raises:
-            ValueError: If no item made a row.
+            NoRows: If no item made a row.
         """
         rows, kept, keys, text_places = [], [], [], []
         for row, item, task, place in self._fitting(items, tasks, places):
@@ -95,7 +99,7 @@ class BatchMaker:
             kept += [] if task == TEXT else [(cached, place.generator())]
             text_places += [place]
         if not rows:
-            raise ValueError(f"items must make at least one row of a batch, got none: {dict(self.left_out)}")
+            raise NoRows(f"items must make at least one row of a batch, got none: {dict(self.left_out)}")
         made = self.processor.training_batch(rows)
         inputs = {name: made[name].to(self.device) for name in ("input_ids", "attention_mask", "labels")}
         sources = [source for _, source in kept]

@@ -130,7 +130,7 @@ def _processor(config: TrainingConfig, model_config: MMARConfig, image_tokenizer
     if folder is not None or config.model.qwen2 is not None:
         tokenizer = AutoTokenizer.from_pretrained(folder or config.model.qwen2)
     else:
-        words = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1))
+        words = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1), image_tokenizer)
         tokenizer = train_tokenizer(texts_of(words, chat), model_config.text_config.vocab_size)
     return MMARProcessor.from_config(model_config, tokenizer, chat=chat, channels=image_tokenizer.image_channels)
 

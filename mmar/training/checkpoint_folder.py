@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PREFIX, UNFINISHED, MANIFEST = "checkpoint-", "unfinished-", "manifest.json"
+PREFIX, UNFINISHED, DAMAGED, MANIFEST = "checkpoint-", "unfinished-", "damaged-", "manifest.json"
 
 
 class BrokenCheckpoint(ValueError):
@@ -133,6 +133,30 @@ def explained(temporary: Path) -> Iterator[None]:
         ) from error
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a folder beside ``path``, sync it and give it the name: what stands there is whole.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    temporary = path.with_name(f"{UNFINISHED}{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write(temporary)
+        for part in (*temporary.rglob("*"), temporary):
+            _sync(part)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"{path} could not be written: {error}; the last checkpoint is untouched. Free space or choose another output "
+            "folder, then run again with --resume"
+        ) from error
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
@@ -150,6 +174,8 @@ def load_checkpoint(path: Path, *, check: bool = True) -> Checkpoint:
     """
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
+        if not isinstance(files, dict) or "state.json" not in files:
+            raise BrokenCheckpoint(f"{path / MANIFEST} must list the files of a checkpoint, got {files!s:.60}")
         for name, expected in files.items():
             if check and digest(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name} must be what was saved, got other contents; it is damaged")
@@ -163,14 +189,30 @@ def load_checkpoint(path: Path, *, check: bool = True) -> Checkpoint:
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of a run, and what was wrong with newer ones."""
-    complaints: list[str] = []
+    """The newest whole checkpoint of a run, and what was wrong with newer ones.
+
+    Newer ones are renamed to ``damaged-...`` where there is a whole one: they are no checkpoints, and are not lost.
+
+    Raises:
+        BrokenCheckpoint: If there are checkpoints and none is whole; nothing is changed.
+    """
+    broken: dict[Path, str] = {}
     for path in reversed(list_checkpoints(folder)):
         try:
-            return load_checkpoint(path), complaints
+            found = load_checkpoint(path)
         except BrokenCheckpoint as error:
-            complaints.append(str(error))
-    return None, complaints
+            broken[path] = str(error)
+            continue
+        for damaged in broken:
+            shutil.rmtree(damaged.with_name(f"{DAMAGED}{damaged.name}"), ignore_errors=True)
+            damaged.replace(damaged.with_name(f"{DAMAGED}{damaged.name}"))
+        return found, list(broken.values())
+    if broken:
+        raise BrokenCheckpoint(
+            f"{folder} must hold a whole checkpoint to go on from, got damaged ones alone: {'; '.join(broken.values())}. "
+            "Repair them, or move them away to start anew"
+        )
+    return None, []
 
 
 def check_writable(folder: Path) -> None:

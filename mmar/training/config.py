@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mmar.masking import MaskRatio
 from mmar.training.mixture import GENERATION, UNCONDITIONAL, UNDERSTANDING
@@ -253,7 +254,10 @@ def check_config(config: TrainingConfig) -> None:
 def _layers(path: Path) -> list[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"config must be a YAML file, got {path}; see configs/")
-    layer: Any = OmegaConf.load(path)
+    try:
+        layer: Any = OmegaConf.load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path} must be YAML, got: {' '.join(str(error).split())}") from error
     below = layer.pop("defaults", None)
     if layer.get("needs") is not None:
         layer.needs = str((path.parent / layer.needs).resolve())

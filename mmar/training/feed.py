@@ -10,14 +10,17 @@ import torch
 from mmar.data.loader import StreamLoader
 from mmar.data.order import StreamSettings
 from mmar.masking import MaskRatio
-from mmar.training.batches import Batch, BatchMaker, Item
+from mmar.training.batches import Batch, BatchMaker, Item, NoRows
 from mmar.training.build import Parts
 from mmar.training.config import TrainingConfig
 from mmar.training.mixture import TEXT, Mixture
 from mmar.training.parallel import Processes
 from mmar.training.positions import moved
 from mmar.training.sources import make_stream
-from mmar.training.tasks import TaskPlan, places
+from mmar.training.tasks import Place, TaskPlan, places
+
+ATTEMPTS = 20
+"""Batches in a row without any row that end a run."""
 
 
 def as_list(items: list[Item]) -> list[Item]:
@@ -60,10 +63,20 @@ class Feed:
         batches = []
         for number in range(config.accumulation):
             mine = here[number * config.batch_size : (number + 1) * config.batch_size]
-            read = next(items)[: len(mine)]
-            mine = mine[: len(read)]
-            batches.append(self.maker.make(read, [tasks[place.index] for place in mine], mine, number))
+            batches.append(self._batch(items, mine, tasks, number))
         return batches
+
+    def _batch(self, items: Iterator[list[Item]], here: list[Place], tasks: list[str], number: int) -> Batch:
+        """The next samples that make a row at least: a small batch may be of rows that are all too long."""
+        for attempt in range(ATTEMPTS):
+            read = next(items)[: len(here)]
+            mine = here[: len(read)]
+            try:
+                return self.maker.make(read, [tasks[place.index] for place in mine], mine, number)
+            except NoRows:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise RuntimeError("ATTEMPTS must be at least 1")
 
     def state_dict(self) -> dict[str, Any]:
         """Positions of all ranks; each has to ask. JSON values."""

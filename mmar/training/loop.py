@@ -23,7 +23,7 @@ from mmar.timestep_statistics import TimestepStatistics
 from mmar.training import snapshot
 from mmar.training.batches import Batch, Item
 from mmar.training.build import build_parts
-from mmar.training.checkpoint_folder import Checkpoint, check_writable, list_checkpoints
+from mmar.training.checkpoint_folder import Checkpoint, check_writable, list_checkpoints, write_whole
 from mmar.training.config import TrainingConfig, save_config
 from mmar.training.ema import ExponentialMovingAverage
 from mmar.training.feed import Feed
@@ -32,6 +32,7 @@ from mmar.training.optimizer import learning_rate, make_optimizer
 from mmar.training.parallel import Processes
 from mmar.training.pictures import draw_grid
 from mmar.training.sharding import Distributed
+from mmar.training.sources import left_out_of
 from mmar.training.step import GradientStep
 from mmar.training.stop import StopRequest
 
@@ -181,7 +182,7 @@ class Trainer:
             (path / f"batch-{number}.json").write_text(json.dumps({"step": self.step, "keys": batch.keys}))
         raise NonFiniteLoss(
             f"the loss must be finite, got {self.nan_steps} steps that were not; the last batch is in {path}. Lower the "
-            "learning rate, look at the images, or go on from the last checkpoint with another seed"
+            "learning rate, or take the images out that it names, then go on from the last checkpoint with --resume"
         )
 
     def _draw(self, log: RunLog | None) -> None:
@@ -236,9 +237,11 @@ class Trainer:
         path = self.folder / FINAL
         with self._averaged():
             whole = self.distributed.whole()
-            self.processes.on_main(lambda: self._pipeline(whole).save_pretrained(path))  # type: ignore[arg-type]
+            self.processes.on_main(lambda: write_whole(path, self._pipeline(whole).save_pretrained))  # type: ignore[arg-type]
         if log is not None:
             log.say(f"data: {self.loader.skipped}")
+            for skipped in left_out_of(self.loader.stream):
+                log.say(f"data, before the first epoch: {skipped}")
             if self.feed.maker.left_out:
                 log.say(f"rows left out: {dict(self.feed.maker.left_out)}")
         return path

@@ -9,6 +9,7 @@ from PIL import Image
 from mmar.data.order import StreamSettings
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
+from mmar.tokenizers import ImageTokenizer
 from mmar.training.config import TrainingConfig
 from mmar.training.sources import make_stream
 
@@ -24,7 +25,7 @@ def draw_grid(pipeline: MMARPipeline, config: TrainingConfig, folder: Path, step
     settings = ImageGenerationConfig(
         ar_steps=None if causal else min(ar_steps, count), head_steps=head_steps, max_timestep="safe"
     )
-    captions = config.saving.samples or _first_captions(config)
+    captions = config.saving.samples or _first_captions(config, pipeline.image_tokenizer)
     pictures = pipeline.draw(captions, settings=settings, seed=config.seed)
     path = folder / "samples" / f"step-{step:09d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +45,8 @@ def grid(pictures: list[Image.Image], columns: int = 8, side: int = SIDE) -> Ima
     return sheet
 
 
-def _first_captions(config: TrainingConfig, count: int = 8) -> list[str]:
-    stream = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1))
+def _first_captions(config: TrainingConfig, tokenizer: ImageTokenizer, count: int = 8) -> list[str]:
+    stream = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1), tokenizer)
     captions = []
     for item in stream.read():
         example = item[1] if isinstance(item, tuple) else item

@@ -10,10 +10,12 @@ from torch.utils.data import Dataset
 from mmar.data.digits import DigitDataset
 from mmar.data.example import Example
 from mmar.data.folder import FolderDataset
+from mmar.data.images import ImageLimits
 from mmar.data.latent_dataset import LatentDataset
 from mmar.data.order import StreamSettings
 from mmar.data.scenes import SceneDataset
 from mmar.data.shards import ShardStream
+from mmar.data.skipped import Skipped
 from mmar.data.stream import ExampleStream, Stream
 from mmar.processing.chat import ChatFormat
 from mmar.tokenizers import ImageTokenizer
@@ -76,6 +78,8 @@ def make_dataset(source: DataSource, tokenizer: ImageTokenizer | None = None, *,
         ValueError: If the kind is unknown or has no index, or a path or tokenizer is missing.
     """
     options: dict[str, Any] = dict(source.options)
+    if isinstance(options.get("limits"), dict):
+        options["limits"] = ImageLimits(**options["limits"])
     if source.kind == "digits":
         return DigitDataset(source.split, **options)  # type: ignore[arg-type]
     if source.kind == "scenes":
@@ -89,6 +93,13 @@ def make_dataset(source: DataSource, tokenizer: ImageTokenizer | None = None, *,
             raise ValueError("data of kind latents must come with an image tokenizer, got none")
         return LatentDataset(_path(source), tokenizer, **options)
     raise ValueError(f"data.kind must be one of {', '.join(KINDS)}, got {source.kind!r}")
+
+
+def left_out_of(stream: Any) -> list[Skipped]:
+    """What the data sets of a stream left out before anything was read of them; only those that left something out."""
+    dataset = getattr(stream, "dataset", None)
+    found = (getattr(part, "skipped", None) for part in getattr(dataset, "parts", [dataset]))
+    return [skipped for skipped in found if isinstance(skipped, Skipped) and skipped.total]
 
 
 def texts_of(stream: Stream[Any], chat: ChatFormat, limit: int = 20_000) -> Iterator[str]:
