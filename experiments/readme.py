@@ -14,7 +14,7 @@ from diffparam import EPSILON, Schedule
 from diffparam.report import report
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
-from experiments.readme_training import digits, reliability, scenes, tokenizers
+from experiments.readme_training import digits, reliability, scenes, tokenizers, training_speed
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
@@ -194,7 +194,7 @@ def speed() -> str:
 
 
 _LIBRARY = (gap, predictions, samples, said, safe, check, laws, speed)
-_MODEL = (sizes, overfit, mmar_speed, digits, scenes, tokenizers, reliability)
+_MODEL = (sizes, overfit, mmar_speed, digits, scenes, tokenizers, reliability, training_speed)
 BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL)}
 
 

@@ -69,3 +69,16 @@ def reliability() -> str:
         f"time: losses, weights, average and optimizer {verdict}; at most {lost} steps, those since the last checkpoint, were "
         "done again (`python experiments/kill_and_resume.py --preset cpu`)."
     )
+
+
+def training_speed() -> str:
+    """What reading the data costs, and how long it takes to the first picture."""
+    data = read_record("data_loading-cpu")["results"]
+    rows = [[name, f"{one['rate_over_latents']:.2f}", _percent(one["data_share"])] for name, one in data.items()]
+    first = read_record("first_picture-cpu")["results"]
+    parts = ("start", "import", "load", "draw", "total")
+    seconds = [[name, *(f"{one[f'{part}_s']:.1f}" for part in parts)] for name, one in first.items()]
+    return (
+        f"{table(['training on', 'samples/s over those of cached latents', 'share of the time that waits for data'], rows)}\n\n"
+        f"{table(['seconds to the first picture, one thread', *parts], seconds)}"
+    )
