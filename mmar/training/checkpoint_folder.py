@@ -230,6 +230,12 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"output must be a folder that can be written to, got {folder}: {error}; choose another") from error
 
 
+def remove_unfinished(folder: Path) -> None:
+    """What a kill left half written."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -35,9 +36,10 @@ class RunLog:
             self.events = SummaryWriter(str(folder / "events"), purge_step=first)
 
     def line(self, step: int, **values: Any) -> None:
-        """Write one line."""
+        """Write one line; what is not finite is null."""
+        plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
         if self.events is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -106,4 +108,6 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    path.write_text("".join(kept))
+    beside = path.with_suffix(".jsonl.new")  # or a kill in between would cost the lines that are kept
+    beside.write_text("".join(kept))
+    beside.replace(path)

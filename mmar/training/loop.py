@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -23,7 +22,7 @@ from mmar.timestep_statistics import TimestepStatistics
 from mmar.training import snapshot
 from mmar.training.batches import Batch, Item
 from mmar.training.build import build_parts
-from mmar.training.checkpoint_folder import Checkpoint, check_writable, list_checkpoints, write_whole
+from mmar.training.checkpoint_folder import Checkpoint, check_writable, list_checkpoints, remove_unfinished, write_whole
 from mmar.training.config import TrainingConfig, save_config
 from mmar.training.ema import ExponentialMovingAverage
 from mmar.training.feed import Feed
@@ -156,7 +155,7 @@ class Trainer:
             "loss": found.text_loss + float(self.model.config.image_loss_weight) * found.image_loss,
             "text_loss": found.text_loss,
             "image_loss": found.image_loss,
-            "grad_norm": found.norm if math.isfinite(found.norm) else -1.0,
+            "grad_norm": found.norm,
             "lr": lr,
             "text_tokens": found.text_tokens,
             "image_tokens": found.image_tokens,
@@ -267,6 +266,7 @@ class Trainer:
 
 def _check_folder(folder: Path, resume: bool) -> None:
     check_writable(folder)
+    remove_unfinished(folder)
     if list_checkpoints(folder) and not resume:
         raise ValueError(f"output must be a new folder, got {folder} with checkpoints; add --resume, or choose another")
 

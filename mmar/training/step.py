@@ -109,7 +109,7 @@ class GradientStep:
         good = all(math.isfinite(v) for v in parts)
         if good and self.statistics is not None:
             self.statistics.update(output.image_rows, output.image_timesteps)
-        return torch.tensor(parts, dtype=torch.float64).nan_to_num(0.0, 0.0, 0.0), good
+        return torch.tensor(parts, dtype=torch.float64), good
 
     def _attention(self) -> AbstractContextManager[Any]:
         if self.config.gradient_checkpointing:  # layers are computed again in the backward pass, where no mode reaches

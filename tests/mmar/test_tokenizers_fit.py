@@ -26,7 +26,7 @@ SHARED = {
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "mid_block_add_attention": False,
 }
-SETTINGS = FitSettings(steps=25, lr=5e-3, revive_every=4)
+SETTINGS = FitSettings(steps=60, lr=1e-2, revive_every=4)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_kl_autoencoder_learns_its_pictures(pixels: Tensor) -> None:
     before = error(KLTokenizer(kl()), pixels)
     fit_kl(model, repeat(pixels), SETTINGS, lambda step, terms: told.append((step, terms)))
     assert error(KLTokenizer(model), pixels) < 0.5 * before
-    assert [step for step, _ in told] == list(range(1, 26))
+    assert [step for step, _ in told] == list(range(1, 61))
     assert set(told[0][1]) == {"squared", "absolute", "kl"}
     assert not model.training
 
