@@ -100,7 +100,7 @@ def _draw(pipeline: MMARPipeline, reader: DigitReader, config: Config, options: 
     right = [a == b for a, b in zip(seen, wanted, strict=True)]
     columns = min(8, config.drawn)
     first = [pictures[digit * config.drawn + i] for digit in range(10) for i in range(columns)]
-    grid(first, columns=columns, side=32).save(folder / f"drawn-{len(options)}.png")
+    grid(first, columns=columns, side=64).save(folder / f"drawn-{len(options)}.png")
     per_digit = [sum(right[d * config.drawn : (d + 1) * config.drawn]) / config.drawn for d in range(10)]
     return {"recognised": sum(right) / len(right), "drawn": len(right), "per_digit": per_digit, "settings": settings.to_dict()}
 
