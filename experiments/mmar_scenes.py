@@ -20,6 +20,7 @@ from experiments.command import run_command
 from experiments.training_runs import train_stages
 from mmar.data.example import Example
 from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset, average
+from mmar.evaluation.reading_text import ask_caption
 from mmar.evaluation.scenes import Drawn, draw_scenes, read
 from mmar.evaluation.understanding import ask, by_family, mean_accuracy
 from mmar.generation.settings import ImageGenerationConfig
@@ -79,6 +80,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     return {
         "stages": stages,
         "reading": {split: _read(pipeline, config, split) for split in SPLITS},
+        "reading_captions": _read_captions(pipeline, config),
         "drawing": {split: _draw(pipeline, config, split, folder) for split in SPLITS},
     }
 
@@ -87,11 +89,12 @@ def show(record: dict[str, Any]) -> str:
     """Stages, reading, drawing."""
     found = record["results"]
     lines = [f"{name:16}{s['steps']:6d} steps {s['training_s'] / 60:6.1f} min" for name, s in found["stages"].items()]
-    lines.append(f"\n{'read':24}" + "".join(f"{split:>12}" for split in SPLITS) + f"{'chance':>12}")
+    lines.append(f"\n{'read':24}" + "".join(f"{name:>12}" for name in (*SPLITS, "chance", "captions")))
     for family in found["reading"]["test"]["families"]:
         shares = [found["reading"][split]["families"][family] for split in SPLITS]
         right = "".join(f"{one['right'] / one['asked']:12.1%}" for one in shares)
-        lines.append(f"{family:24}{right}{shares[0]['chance']:12.0%}")
+        text = found["reading_captions"]["families"][family]
+        lines.append(f"{family:24}{right}{shares[0]['chance']:12.0%}{text['right'] / text['asked']:12.1%}")
     lines.append(f"{'mean':24}" + "".join(f"{found['reading'][split]['mean']:12.1%}" for split in SPLITS))
     for split in SPLITS:
         columns = ("count", "colour", "shape", "size", "position", "pair", "glyph", "exact")
@@ -109,6 +112,15 @@ def _read(pipeline: MMARPipeline, config: Config, split: str) -> dict[str, Any]:
         accuracy = accuracies[family] = by_family(ask(pipeline, _all(scenes)))[family]
         families[family] = {**asdict(accuracy), "standard_error": accuracy.standard_error, "chance": CHANCE[family]}
     return {"families": families, "mean": mean_accuracy(accuracies)}
+
+
+def _read_captions(pipeline: MMARPipeline, config: Config) -> dict[str, Any]:
+    """The control: what the frozen language model finds in the fullest caption, which stands in the place of the image."""
+    accuracies = {}
+    for family in tqdm(FAMILIES, desc="questions about captions"):
+        scenes = SceneDataset("test", config.asked, families=[family])
+        accuracies[family] = by_family(ask_caption(pipeline, _all(scenes)))[family]
+    return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
 
 def _draw(pipeline: MMARPipeline, config: Config, split: str, folder: Path) -> dict[str, dict[str, float]]:

@@ -27,9 +27,14 @@ def scenes() -> str:
     rows = []
     for family, first in found["reading"][splits[0]]["families"].items():
         shares = [found["reading"][split]["families"][family] for split in splits]
-        rows.append([family, *(_percent(one["right"] / one["asked"]) for one in shares), f"{first['chance']:.0%}"])
-    rows.append(["mean", *(_percent(found["reading"][split]["mean"]) for split in splits), ""])
-    reading = table(["questions", *(split.replace("_", " ") + " scenes" for split in splits), "chance"], rows)
+        text = found["reading_captions"]["families"][family]
+        right = [_percent(one["right"] / one["asked"]) for one in (*shares, text)]
+        rows.append([family, *right, f"{first['chance']:.0%}"])
+    means = [found["reading"][split]["mean"] for split in splits]
+    rows.append(["mean", *map(_percent, (*means, found["reading_captions"]["mean"])), ""])
+    reading = table(
+        ["questions", *(split.replace("_", " ") + " scenes" for split in splits), "captions of test scenes", "chance"], rows
+    )
     drawn = [
         [f"{name}, {split.replace('_', ' ')}", *(_percent(shares[attribute]) for attribute in _ATTRIBUTES)]
         for split in splits
