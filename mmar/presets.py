@@ -17,8 +17,8 @@ def _small_text(width: int, layers: int, heads: int, vocab_size: int = 512) -> d
     """A Qwen2 that is trained from nothing on short texts.
 
     Weights start at about ``width ** -0.5``, and RoPE turns as in texts of some hundred tokens. With Qwen2's own 0.02 and 1e6
-    the smallest ones do not learn to look an answer up in a description: after 160 steps on digits the loss of answers is
-    0.70, what guessing costs, and 0.22 with these.
+    the smallest ones do not learn to look an answer up in a description: after 160 steps on digits the loss of answers was
+    0.70, about what guessing costs, and 0.22 with these (one seed of a trial that is not kept, both changed together).
     """
     return {
         **_QWEN2,
