@@ -91,20 +91,20 @@ class BatchMaker:
         Raises:
             NoRows: If no item made a row.
         """
-        rows, kept, keys, text_places = [], [], [], []
+        rows, kept, keys, row_places = [], [], [], []
         for row, item, task, place in self._fitting(items, tasks, places):
             cached, example = item if isinstance(item, tuple) else (None, item)
             rows.append(row)
             keys.append(example.key)
             kept += [] if task == TEXT else [(cached, place.generator())]
-            text_places += [place]
+            row_places += [place]
         if not rows:
             raise NoRows(f"items must make at least one row of a batch, got none: {dict(self.left_out)}")
         made = self.processor.training_batch(rows)
         inputs = {name: made[name].to(self.device) for name in ("input_ids", "attention_mask", "labels")}
         sources = [source for _, source in kept]
         if not kept:
-            inputs["labels"] = text_labels(inputs["input_ids"], inputs["attention_mask"], self.processor.tokenizer, text_places)
+            inputs["labels"] = text_labels(inputs["input_ids"], inputs["attention_mask"], self.processor.tokenizer, row_places)
         else:
             targets: Tensor = made["image_targets"]
             inputs["image_targets"] = targets.to(self.device)

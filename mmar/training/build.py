@@ -72,7 +72,7 @@ def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
     for name in ("checkpoint", "qwen2", "language_model"):
         folder = getattr(source, name)
         if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"model.{name} must be an existing folder, got {folder}; run the stage that makes it first")
+            raise FileNotFoundError(f"model.{name} must be an existing folder, got {folder}; fetch or train it first")
     if source.checkpoint is not None:
         return MMARForConditionalGeneration.from_pretrained(source.checkpoint, **options)
     if source.qwen2 is not None:
