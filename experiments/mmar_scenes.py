@@ -41,6 +41,7 @@ class Config:
         settings: Ways of drawing: options of ImageGenerationConfig by name.
         asked: Questions of each family and split.
         shown: Scenes on the sheets in the folder of the run: above what a caption says, below what was drawn.
+        processes: That train together; ``batch_size`` is that of each.
         threads: Of torch; None as torch chooses.
         seed: Of training and drawing.
         device: Where it runs.
@@ -55,6 +56,7 @@ class Config:
     )
     asked: int = 250
     shown: int = 24
+    processes: int = 1
     threads: int | None = None
     seed: int = 0
     device: str = "cpu"
@@ -64,7 +66,7 @@ _FEW = (("", ("steps=2", "batch_size=4", "saving.samples_every=0")),)
 PRESETS = {
     "smoke": Config(_FEW, drawn=2, settings=(("2 x 2", (("ar_steps", 2), ("head_steps", 2))),), asked=2, shown=2, threads=1),
     "quick": Config(tuple((stage, ("steps=100",)) for stage in STAGES), drawn=40, asked=50),
-    "cpu": Config(),
+    "cpu": Config((("", ("batch_size=16",)),), asked=400, drawn=200, processes=2),
     "gpu": Config((("", ("batch_size=256",)),), drawn=1000, asked=1000, device="cuda"),
 }
 
@@ -75,7 +77,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     words = {name: list(given) for name, given in dict(config.overrides).items()}
     words[""] = [*words.get("", []), f"seed={config.seed}"]
-    stages = train_stages(STAGES, words, folder=folder, resume=resume)
+    stages = train_stages(STAGES, words, folder=folder, resume=resume, processes=config.processes)
     pipeline = MMARPipeline.from_pretrained(folder / "scenes" / "final", device=config.device)
     return {
         "stages": stages,

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models import AutoencoderKL, VQModel
 from torch import Tensor
 
+from experiments.autoencoders import autoencoder
 from experiments.command import run_command
 from experiments.jobs import run_jobs
 from mmar.data.scenes import Scene, SceneDataset, average, detect, score
 from mmar.processing import MMARImageProcessor
-from mmar.tokenizers import ImageTokenizer, KLTokenizer, LatentStatistics, VQTokenizer, measure_latents
+from mmar.tokenizers import ImageTokenizer, LatentStatistics, measure_latents
 from mmar.tokenizers.fit import FitSettings, fit_kl, fit_vq
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -79,7 +79,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
         losses.append(terms)
         tick(1)
 
-    model, tokenizer_class = _network(key, config)
+    model, tokenizer_class = autoencoder(key, size=32, widths=config.widths, channels=config.channels, entries=config.entries)
     fit: Callable[..., None] = fit_kl if key == "kl" else fit_vq
     fit(model.to(config.device), pixels(config.batch, config.seed), settings, on_step)
     tokenizer: ImageTokenizer = tokenizer_class(model, name=f"{key}-scenes", image_size=32)
@@ -125,23 +125,6 @@ def show(record: dict[str, Any]) -> str:
         for name, shares in ((f"{key:14}{sizes}", result["read"]), (f"{'  the scene':49}", result["read_in_scene"])):
             lines.append(name + "".join(f"{shares[n]:10.1%}" for n in names))
     return "\n".join(lines)
-
-
-def _network(kind: str, config: Config) -> tuple[Any, Any]:
-    shared = {
-        "sample_size": 32,
-        "latent_channels": config.channels,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "block_out_channels": config.widths,
-        "down_block_types": ("DownEncoderBlock2D",) * len(config.widths),
-        "up_block_types": ("UpDecoderBlock2D",) * len(config.widths),
-        "mid_block_add_attention": False,
-        "scaling_factor": 1.0,
-    }
-    if kind == "kl":
-        return AutoencoderKL(**shared), KLTokenizer
-    return VQModel(**shared, num_vq_embeddings=config.entries, vq_embed_dim=config.channels), VQTokenizer
 
 
 def _statistics(tokenizer: ImageTokenizer, config: Config) -> LatentStatistics:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmar.training.config import TrainingConfig, load_config
+from mmar.training.config import TrainingConfig, load_config, save_config
 from mmar.training.loop import FINAL, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def train_stages(
-    names: Sequence[str], overrides: Mapping[str, Sequence[str]], *, folder: Path, resume: bool
+    names: Sequence[str], overrides: Mapping[str, Sequence[str]], *, folder: Path, resume: bool, processes: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Train stage after stage.
 
@@ -25,9 +28,10 @@ def train_stages(
         overrides: ``key=value`` words by name; those of "" for every stage.
         folder: Of the runs.
         resume: Go on from what is there; without it all begins anew.
+        processes: That share each step, of one thread each where there are several; ``batch_size`` is that of each.
 
     Returns:
-        :func:`stage_summary` of each, and its configuration.
+        :func:`stage_summary` of each, its configuration and processes.
 
     Raises:
         KeyboardInterrupt: If a signal ended the training; what is done is kept.
@@ -38,10 +42,17 @@ def train_stages(
     for name in names:
         words = [*overrides.get("", ()), *overrides.get(name, ())]
         config = _moved(load_config(CONFIGS / f"{name}.yaml", words), folder)
-        if not (Path(config.output) / FINAL).is_dir() and train(config, resume=True).name != FINAL:
+        final = Path(config.output) / FINAL
+        if not final.is_dir():
+            if processes == 1:
+                train(config, resume=True)
+            else:
+                _train_on(processes, config)
+        if not final.is_dir():
             raise KeyboardInterrupt
         found[name] = {
             **stage_summary(folder / name / "log.jsonl"),
+            "processes": processes,
             "config": asdict(load_config(CONFIGS / f"{name}.yaml", words)),
         }
     return found
@@ -66,6 +77,17 @@ def stage_summary(log: Path) -> dict[str, Any]:
         "text_loss": last["text_loss"],
         "image_loss": last["image_loss"],
     }
+
+
+def _train_on(processes: int, config: TrainingConfig) -> None:
+    """``torchrun -m mmar.train`` on this machine."""
+    path = Path(config.output) / "torchrun.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config.needs = None
+    save_config(config, path)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, "-m", "mmar.train", str(path), "--resume"]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=CONFIGS.parent)
 
 
 def _moved(config: TrainingConfig, folder: Path) -> TrainingConfig:

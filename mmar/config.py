@@ -143,6 +143,8 @@ class DiffusionHeadConfig(_Part):
         timesteps_per_token: Noise levels per condition z in training (K): 4 in stage 1, 8 in stage 2.
         loss_space: Prediction type in whose space all timesteps weigh the same; that of the output by default (eq. 8). An
             epsilon head with v_prediction here separates the paper's ablation from its weighting.
+        max_loss_weight: Bound on the weights that ``loss_space`` gives; None for none. From epsilon to v they are
+            ``1 / alpha_bar``, 4e8 at the last step of the cosine schedule.
     """
 
     model_type = "mmar_diffusion_head"
@@ -152,6 +154,7 @@ class DiffusionHeadConfig(_Part):
     sigma_data: float | int | None = None
     timesteps_per_token: int = 4
     loss_space: str | None = None
+    max_loss_weight: float | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -159,6 +162,10 @@ class DiffusionHeadConfig(_Part):
         parse_parameterization(self.prediction_type, sigma_data=self.sigma_data)
         if self.loss_space is not None:
             parse_parameterization(self.loss_space)
+        if self.max_loss_weight is not None and (self.loss_space is None or not self.max_loss_weight > 0):
+            raise ValueError(
+                f"max_loss_weight must be positive and needs a loss_space, got {self.max_loss_weight} and {self.loss_space!r}"
+            )
 
     @property
     def param(self) -> AngularParam:
@@ -170,7 +177,7 @@ class DiffusionHeadConfig(_Part):
         if self.loss_space is None:
             return None
         weight: Tensor = loss_weight(schedule.phi, source=self.param, target=parse_parameterization(self.loss_space))
-        return weight
+        return weight if self.max_loss_weight is None else weight.clamp_max(self.max_loss_weight)
 
 
 @strict

@@ -17,9 +17,12 @@ PREDICTION_LABELS = {"paper": "/eq. 27", "single_rounding": "/1 round", "calibra
 def tables(record: dict[str, Any]) -> str:
     """All tables; numbers are means over seeds, with half the range where there are several."""
     results, seeds = record["results"], len(record["config"]["seeds"])
-    parts = [_loss_table(results, seeds)]
-    parts += [_gap_table(results, regime, seeds) for regime in REGIMES]
-    return "\n\n".join([*parts, _sample_table(results, seeds)])
+    return "\n\n".join([*head_tables(results, seeds), _sample_table(results, seeds)])
+
+
+def head_tables(results: dict[str, Any], seeds: int) -> list[str]:
+    """Losses of all arms, and the gap of each regime, of what ``summarise`` gave."""
+    return [_loss_table(results, seeds), *(_gap_table(results, regime, seeds) for regime in REGIMES)]
 
 
 def _loss_table(results: dict[str, Any], seeds: int) -> str:

@@ -63,6 +63,8 @@ def build_parts(config: TrainingConfig) -> Parts:
     image_tokenizer = _image_tokenizer(config, model.config)
     processor = _processor(config, model.config, image_tokenizer)
     check_agreement(model.config, processor, image_tokenizer)
+    if model.config.has_codes and config.model.checkpoint is None:
+        model.load_codebook(image_tokenizer.codebook)
     choose_trained(model, config)
     return Parts(model, processor, image_tokenizer)
 

@@ -13,6 +13,12 @@ from mmar.data.example import Example
 from mmar.processing.chat import GenerationSample, UnderstandingSample
 from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING, Mixture
 
+DESCRIBED = {UNDERSTANDING: 0.5, TEXT: 0.1}
+"""Share of rows that ask for a description among their questions.
+
+In text a description is a copy of what has just been read: soon learned, and then in the way of the questions.
+"""
+
 Row = GenerationSample | UnderstandingSample | list[dict[str, Any]]
 
 
@@ -89,7 +95,7 @@ def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row
         return GenerationSample(None, example.image)
     if task not in (UNDERSTANDING, TEXT):
         raise ValueError(f"task must be one of {UNDERSTANDING}, {GENERATION}, {UNCONDITIONAL}, {TEXT}, got {task!r}")
-    sample = _asked(example, rng, questions)
+    sample = _asked(example, rng, questions, described=DESCRIBED[task])
     return sample if task == UNDERSTANDING else as_text(sample.turns, _description(example, rng))
 
 
@@ -118,8 +124,8 @@ def _description(example: Example, rng: Random) -> str | None:
     return example.caption if rng.random() < 0.7 else rng.choice((example.caption, *example.captions))
 
 
-def _asked(example: Example, rng: Random, questions: int) -> UnderstandingSample:
-    """Questions in a random order; half of the time a third of them, and a description is asked for too.
+def _asked(example: Example, rng: Random, questions: int, *, described: float) -> UnderstandingSample:
+    """Questions in a random order; for the share ``described`` a third of them, and a description is asked for too.
 
     Answers are a word or two, a description is a dense lesson: everything that is there, and where.
     """
@@ -127,7 +133,7 @@ def _asked(example: Example, rng: Random, questions: int) -> UnderstandingSample
         return example.describing(rng)
     chosen = list(example.turns)
     rng.shuffle(chosen)
-    if example.caption is None or rng.random() < 0.5:
+    if example.caption is None or rng.random() >= described:
         return UnderstandingSample([example.image], chosen[:questions])
     turns = [*chosen[: questions // 3], *example.describing(rng).turns]
     rng.shuffle(turns)

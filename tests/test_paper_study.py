@@ -1,0 +1,137 @@
+"""The comparisons of the paper in their smallest preset, and what their tables rest on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from experiments import command, digit_tokenizers, speed_quality, table3
+from experiments.paper_study.arms import ARMS, Recipe, Runs
+from experiments.paper_study.measure import DigitJudge, masked_tokens
+from mmar.baselines import BASELINES
+from mmar.data.digits import DigitDataset
+from mmar.model import MMARForConditionalGeneration
+from mmar.pipeline import MMARPipeline
+from mmar.tokenizers import load_image_tokenizer
+from mmar.training.loop import FINAL
+from paper_figures import figure3a_mmar
+from paper_figures import speed_quality as speed_figure
+from paper_figures import table3 as table3_figure
+
+TINY = Recipe(text_steps=1, stage1_steps=1, stage2_steps=1, batch_size=2, words=("questions=1",))
+
+
+def run(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--preset", "smoke", "--out", str(path)])
+    module.main()
+    return json.loads(path.read_text())
+
+
+def test_table3_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run(table3, tmp_path, monkeypatch)
+    found = record["results"]
+    assert set(found["arms"]) == set(table3.PRESETS["smoke"].arms)
+    assert found["reference"]["recognised"] > 0.98
+    for name, arm in found["arms"].items():
+        assert 0 <= arm["reading"]["mean"] <= 1
+        assert arm["drawing"]["last"]["recognised"]["mean"] < 0.6  # two steps teach nothing: the share measures something
+        assert ("safe" in arm["drawing"]) == (not BASELINES[ARMS[name].baseline].needs_codes)
+    loss = found["head"]["loss"]
+    assert loss["eps_float32"]["999"]["mean"] > 1e6 * loss["v_float32"]["999"]["mean"]  # an untrained epsilon head
+    assert found["head"]["gaps"]["mixed"]["parts"]["direct"]["999"]["mean"] > 0
+    assert "transfusion-like" in capsys.readouterr().out
+    assert isinstance(figure3a_mmar.draw(record), Figure)
+    assert isinstance(table3_figure.draw(record), Figure)
+
+
+def test_a_record_without_heads_has_no_figure() -> None:
+    with pytest.raises(ValueError, match="all arms"):
+        figure3a_mmar.draw({"results": {"head": None}})
+
+
+def test_speed_and_quality_run_and_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run(speed_quality, tmp_path, monkeypatch)
+    ways = record["results"]["ways"]
+    assert ways["paper"]["head_calls"] == 48
+    assert ways["2 x 2-1 dpm_solver"]["head_calls"] == 3
+    assert ways["2 x 2-1 dpm_solver"]["fewer_calls"] == 16
+    assert len(ways["paper"]["recognised"]["each"][0]) == 2
+    assert record["results"]["best"] in ways
+    assert "best:" in capsys.readouterr().out
+    assert isinstance(speed_figure.draw(record), Figure)
+
+
+def test_the_front_and_the_best_way() -> None:
+    def way(seconds: float, frechet: float, recognised: float = 0.9, spread: float = 1.0) -> dict:
+        cells = {"seconds": seconds, "frechet": frechet, "recognised": recognised}
+        return {name: {"mean": value, "spread": spread} for name, value in cells.items()}
+
+    table = {"paper": way(10, 5), "worse": way(11, 6), "fast": way(1, 9), "middle": way(4, 5.9), "blind": way(2, 5.5, -0.5)}
+    assert speed_quality.pareto(table) == ["fast", "blind", "paper"]
+    for name in table:
+        table[name]["within_spread"] = speed_quality._within(table[name], table["paper"])
+    assert [name for name in table if table[name]["within_spread"]] == ["paper", "worse", "middle"]
+    assert speed_quality.best(table) == "middle"
+
+
+def test_arms_are_found_again_and_are_what_they_say(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, TINY)
+    stages = dict(runs.train(ARMS["vq"], 0))
+    assert stages["stage1"].parent == runs.arm_folder(ARMS["vq"], 0) != runs.arm_folder(ARMS["vq"], 1)
+    written = (stages["stage2"] / FINAL / "config.json").stat().st_mtime_ns
+    assert dict(runs.train(ARMS["vq"], 0)) == stages
+    assert (stages["stage2"] / FINAL / "config.json").stat().st_mtime_ns == written
+    model = MMARForConditionalGeneration.from_pretrained(stages["stage2"] / FINAL)
+    tokenizer = load_image_tokenizer(stages["stage2"] / FINAL / "image_tokenizer")
+    assert torch.equal(model.image_model.input.codebook.weight.float(), tokenizer.codebook)  # the trainer's, not a random one
+
+
+def test_options_reach_the_model(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, TINY)
+    *_, (_, stage2) = runs.train(ARMS["epsw_float32"], 0)
+    pipeline = MMARPipeline.from_pretrained(stage2 / FINAL)
+    head = pipeline.model.config.diffusion_head_config
+    assert (head.prediction_type, head.loss_space, head.max_loss_weight) == ("epsilon", "v_prediction", 1000)
+    assert pipeline.compute_dtype is torch.float32
+    tokens = masked_tokens(pipeline, "test", seed=0, limit=5)
+    assert len(tokens) == len(tokens.z) == len(tokens.labels)
+    assert 0 < len(tokens) <= 5 * 16
+    assert set(tokens.labels.tolist()) <= set(range(10))
+
+
+def test_the_judge_tells_right_digits_from_wrong_ones() -> None:
+    judge, scans = DigitJudge(), DigitDataset("train", caption_only=True)
+    some = [scans[i] for i in range(200)]
+    pictures, digits = [scan.image for scan in some], [int(scan.meta["digit"]) for scan in some]
+    right, wrong = judge.judge(pictures, digits), judge.judge(pictures[:1] * 200, [(d + 1) % 10 for d in digits])
+    assert right["recognised"] > 0.98 > 0.3 > wrong["recognised"]
+    assert right["frechet"] < wrong["frechet"] / 10
+
+
+def test_digit_tokenizers_are_trained_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke = digit_tokenizers.PRESETS["smoke"]
+    monkeypatch.setitem(digit_tokenizers.PRESETS, "smoke", type(smoke)(**{**vars(smoke), "folder": str(tmp_path / "weights")}))
+    found = run(digit_tokenizers, tmp_path, monkeypatch)["results"]
+    assert set(found) == {"kl", "vq"}
+    assert found["kl"]["read"] < 0.5 < found["kl"]["read_in_scan"]
+    assert load_image_tokenizer(tmp_path / "weights" / "vq-digits").codebook_size == 16
+    assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_the_committed_digit_tokenizers_keep_digits(kind: str) -> None:
+    tokenizer = load_image_tokenizer(digit_tokenizers.WEIGHTS / f"{kind}-digits")
+    assert tokenizer.grid == tokenizer.channels == 4
+    assert digit_tokenizers._reconstruct(tokenizer)["read"] > 0.98
