@@ -1,4 +1,4 @@
-r"""How few calls of the head draw as well as the paper's recipe? Autoregressive steps, head steps and solvers on the same models.
+r"""How few calls of the head draw as well as the paper's recipe? Autoregressive and head steps and solvers on one model a seed.
 
 The paper's stated limitation is its 256 x 100 calls and three minutes an image. Here the same recipe in small, one token a
 step and 100 DDPM steps each, is drawn with several seeds, which is the spread that any other way is measured against: DDPM,
@@ -7,18 +7,17 @@ DDIM and DPM-Solver++ with fewer steps, several tokens a step, and head steps th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from experiments import command
 from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
-from experiments.jobs import run_jobs
-from experiments.paper_study.arms import ARMS, Recipe, Runs
-from experiments.paper_study.measure import DigitJudge, draw_digits
+from experiments.paper_study.arms import ARMS
+from experiments.paper_study.measure import Amount, DigitJudge, draw_digits
+from experiments.paper_study.study import GPU, QUICK, TINY, Study, run_study, trained
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.loop import FINAL
@@ -28,23 +27,17 @@ PAPER = "paper"
 
 
 @dataclass(frozen=True)
-class Config:
-    """One preset.
+class Config(Study):
+    """One preset; ``seeds`` are those of the drawing, for each model; times are of one worker.
 
     Attributes:
         models: Seeds of the MMAR arm of table 3 that are drawn from.
-        seeds: Of the drawing, for each model.
         ar_steps: Autoregressive steps.
         heads: Solver, first and last number of head steps.
-        drawn: Pictures of each digit.
-        recipe: Of the training; that of table 3.
-        workers: Models at a time; times are of one thread each. 0: one at a time with all threads.
-        folder: Of the trained arms.
-        device: Where it runs.
     """
 
+    workers: int = 1
     models: tuple[int, ...] = (0, 1, 2)
-    seeds: tuple[int, ...] = (0, 1, 2)
     ar_steps: tuple[int, ...] = (2, 4, 8, 16)
     heads: tuple[tuple[str, int, int], ...] = (
         ("ddpm", 100, 100),
@@ -59,21 +52,17 @@ class Config:
         ("dpm_solver", 20, 5),
         ("dpm_solver", 10, 3),
     )
-    drawn: int = 40
-    recipe: Recipe = field(default_factory=Recipe)
-    workers: int = 1
-    folder: str = "paper_study"
-    device: str = "cpu"
 
 
-_TINY = Recipe(text_steps=2, stage1_steps=2, stage2_steps=2, batch_size=4, words=("saving.log_every=1", "questions=1"))
 PRESETS = {
-    "smoke": Config((0,), (0, 1), (2, 16), (("ddpm", 3, 3), ("dpm_solver", 2, 1)), drawn=1, recipe=_TINY, workers=0),
+    "smoke": Config(
+        (0, 1), TINY, Amount(drawn=1), models=(0,), ar_steps=(2, 16), heads=(("ddpm", 3, 3), ("dpm_solver", 2, 1)), workers=0
+    ),
     "quick": Config(
-        (0,), (0, 1), (4, 16), (("ddpm", 100, 100), ("dpm_solver", 10, 10)), drawn=10, recipe=Recipe(400, 200, 100)
+        (0, 1), QUICK, Amount(drawn=10), models=(0,), ar_steps=(4, 16), heads=(("ddpm", 100, 100), ("dpm_solver", 10, 10))
     ),
     "cpu": Config(),
-    "gpu": Config(recipe=Recipe(2000, 3000, 3000, batch_size=512), workers=0, device="cuda"),
+    "gpu": Config(recipe=GPU, workers=0, device="cuda"),
 }
 
 
@@ -96,25 +85,23 @@ def head_calls(settings: ImageGenerationConfig) -> int:
 
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """All ways of one model, with every seed; ways in turn, so that a slow minute of the machine meets all of them."""
-    runs, model = Runs(command.RUNS / config.folder, config.recipe), int(key.removeprefix("model"))
-    *_, (_, stage2) = runs.train(ARMS["v_mixed"], model)
+    model = int(key.removeprefix("model"))
+    stage2 = trained(config.runs, ARMS["v_mixed"], model, lambda _: None)["stage2"]
     pipeline, judge = MMARPipeline.from_pretrained(stage2 / FINAL, device=config.device), DigitJudge()
     draw_digits(pipeline, ImageGenerationConfig(ar_steps=2, head_steps=2), 1, seed=0)  # not timed: first calls are slow
     found: dict[str, Any] = {name: [] for name in ways(config)}
     for seed, (name, settings) in product(config.seeds, ways(config).items()):
-        pictures, wanted, seconds = draw_digits(pipeline, settings, config.drawn, seed=1000 * (1 + seed) + model)
+        pictures, wanted, seconds = draw_digits(pipeline, settings, config.amount.drawn, seed=1000 * (1 + seed) + model)
         found[name].append({**judge.judge(pictures, wanted), "seconds": seconds})
         tick(1)
     return {"ways": found, "tokens": pipeline.model.config.image_config.count}
 
 
-def run(config: Config, *, folder: Any, resume: bool) -> dict[str, Any]:
+def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """All models; what each way costs and how good it is beside the full recipe."""
-    if config.workers:
-        os.environ["TQDM_DISABLE"] = "1"  # in the workers
     keys, settings = [f"model{seed}" for seed in config.models], ways(config)
     units = len(config.seeds) * len(settings)
-    jobs = run_jobs(job, config, keys, units_per_job=units, folder=folder, workers=config.workers, resume=resume)
+    jobs = run_study(job, config, keys, units=units, folder=folder, resume=resume)
     table = {name: _over_models([jobs[key]["ways"][name] for key in keys]) for name in settings}
     full = table[PAPER]
     for name, way in table.items():

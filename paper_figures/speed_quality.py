@@ -32,7 +32,7 @@ def draw(record: dict[str, Any]) -> Figure:
     a, b = fig.subplots(1, 2)
     _panel(a, results, "seconds", "frechet", "a   distance over time")
     _panel(b, results, "head_calls", "recognised", "b   recognised over calls of the head")
-    a.set(xlabel=f"seconds for {10 * record['config']['drawn']} pictures, one thread", ylabel="Frechet distance")
+    a.set(xlabel=f"seconds for {10 * record['config']['amount']['drawn']} pictures, one thread", ylabel="Frechet distance")
     b.set(xlabel="calls of the head an image", ylabel="share recognised")
     return fig
 

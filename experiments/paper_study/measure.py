@@ -43,10 +43,12 @@ class Amount:
     Attributes:
         asked: Test scans, each asked about in every family.
         drawn: Pictures of each digit and way of drawing, over its captions in turn.
+        head_steps: Diffusion steps of a token; 100 as in the paper.
     """
 
     asked: int = 445
     drawn: int = 40
+    head_steps: int = 100
 
 
 class DigitJudge:
@@ -96,15 +98,15 @@ def draw_digits(
     return pictures, wanted, time.perf_counter() - start
 
 
-def ways_of(pipeline: MMARPipeline) -> dict[str, ImageGenerationConfig]:
+def ways_of(pipeline: MMARPipeline, head_steps: int) -> dict[str, ImageGenerationConfig]:
     """The paper's recipe from the last timestep, and from the largest that one bf16 rounding leaves safe for epsilon."""
     config = pipeline.model.config
     if config.has_codes:
         return {"last": ImageGenerationConfig()}
     safe = largest_safe_timestep(config.schedule_config.build(), param=EPSILON, delta="rms")
     return {
-        "last": ImageGenerationConfig(head_steps=100),
-        "safe": ImageGenerationConfig(head_steps=100, max_timestep=None if safe is None else float(safe)),
+        "last": ImageGenerationConfig(head_steps=head_steps),
+        "safe": ImageGenerationConfig(head_steps=head_steps, max_timestep=None if safe is None else float(safe)),
     }
 
 

@@ -121,7 +121,7 @@ def _description(example: Example, rng: Random) -> str | None:
     """The fullest caption most of the time, else any; nothing now and then."""
     if not example.turns or example.caption is None or rng.random() < 0.05:
         return None
-    return example.caption if rng.random() < 0.7 else rng.choice((example.caption, *example.captions))
+    return example.caption if rng.random() < 0.9 else rng.choice((example.caption, *example.captions))
 
 
 def _asked(example: Example, rng: Random, questions: int, *, described: float) -> UnderstandingSample:
