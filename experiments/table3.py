@@ -19,7 +19,7 @@ from experiments.head_study import arms as head_arms
 from experiments.head_study.decompose import evaluation_timesteps
 from experiments.head_study.summary import summarise
 from experiments.head_study.tables import head_tables
-from experiments.paper_study.arms import ARMS, Arm
+from experiments.paper_study.arms import TABLE3
 from experiments.paper_study.measure import Amount, head_curves, training_loss
 from experiments.paper_study.study import (
     GPU,
@@ -27,9 +27,11 @@ from experiments.paper_study.study import (
     TINY,
     UNITS,
     Study,
+    arm_keys,
     arm_table,
     measure_arm,
     over_seeds_of,
+    parse_key,
     reference,
     run_study,
 )
@@ -45,7 +47,7 @@ class Config(Study):
         scans: On which they are measured, of each split; None: all.
     """
 
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = tuple(TABLE3)
     stride: int = 20
     scans: int | None = None
 
@@ -60,7 +62,7 @@ PRESETS = {
 
 def run_arm(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One job: train an arm with a seed, then ask, draw, and measure its head."""
-    arm, seed = _parts(key)
+    arm, seed = parse_key(key)
     found, pipeline = measure_arm(config, arm, seed, tick)
     if arm.has_head:
         timesteps = evaluation_timesteps(config.stride)
@@ -72,8 +74,8 @@ def run_arm(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, 
 
 def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """All arms and seeds, and what follows from them."""
-    keys = [f"{name}-seed{seed}" for seed in config.seeds for name in config.arms]
-    anew = [config.runs.arm_folder(*_parts(key)) for key in keys]
+    keys = arm_keys(config.arms, config.seeds)
+    anew = [config.runs.arm_folder(*parse_key(key)) for key in keys]
     jobs = run_study(run_arm, config, keys, units=UNITS, folder=folder, resume=resume, anew=anew)
     return {
         "safe_start": _safe_start(jobs),
@@ -87,13 +89,8 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
 def show(record: dict[str, Any]) -> str:
     """Understanding and generation by arm; then the losses of the heads."""
     found, seeds = record["results"], len(record["config"]["seeds"])
-    parts = [f"safe t for epsilon: {found['safe_start']:g}", arm_table(found, {n: a.label for n, a in ARMS.items()}, seeds)]
+    parts = [f"safe t for epsilon: {found['safe_start']:g}", arm_table(found, seeds)]
     return "\n\n".join(parts if found["head"] is None else [*parts, *head_tables(found["head"], seeds)])
-
-
-def _parts(key: str) -> tuple[Arm, int]:
-    name, _, seed = key.rpartition("-seed")
-    return ARMS[name], int(seed)
 
 
 def _safe_start(jobs: Mapping[str, Mapping[str, Any]]) -> float | None:

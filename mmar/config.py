@@ -292,7 +292,7 @@ class MMARConfig(_Part):
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Self:
-        """A named size: mmar-0.5b and mmar-7b (the paper's), mmar-tiny, mmar-digits, mmar-scenes.
+        """A named size: mmar-0.5b and mmar-7b (the paper's), mmar-tiny, mmar-digits (also -small and -large), mmar-scenes.
 
         Args:
             name: Of the preset.

@@ -37,6 +37,18 @@ def _small_text(width: int, layers: int, heads: int, vocab_size: int = 512) -> d
     }
 
 
+def _digits(width: int, layers: int) -> dict[str, Any]:
+    """Grey scans of 8 x 8 pixels, 16 tokens; everything but the tokens grows with the language model."""
+    return {
+        "text_config": _small_text(width, layers, 4),
+        "image_config": {"tokenizer": "patches", "image_size": 8, "grid": 4, "channels": 4},
+        "embedding_vit_config": {"hidden_size": width, "num_hidden_layers": layers - 1, "num_attention_heads": 4},
+        "diffusion_head_config": {"width": 2 * width, "depth": 3},
+        "plora_config": {"rank": width // 2},
+        **_SMALL_IDS,
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "mmar-0.5b": {
         "text_config": {
@@ -80,14 +92,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "plora_config": {"rank": 8},
         **_SMALL_IDS,
     },
-    "mmar-digits": {
-        "text_config": _small_text(128, 4, 4),
-        "image_config": {"tokenizer": "patches", "image_size": 8, "grid": 4, "channels": 4},
-        "embedding_vit_config": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
-        "diffusion_head_config": {"width": 256, "depth": 3},
-        "plora_config": {"rank": 64},
-        **_SMALL_IDS,
-    },
+    "mmar-digits-small": _digits(64, 3),
+    "mmar-digits": _digits(128, 4),
+    "mmar-digits-large": _digits(256, 5),
     "mmar-scenes": {
         "text_config": _small_text(192, 6, 6),
         "image_config": {"tokenizer": "kl-scenes", "image_size": 32, "grid": 8, "channels": 8},

@@ -11,16 +11,31 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from experiments import command, digit_tokenizers, speed_quality, table3
+from experiments import (
+    ablations,
+    command,
+    digit_tokenizers,
+    figure3b,
+    figure3c,
+    figure5,
+    figure7,
+    speed_quality,
+    table1,
+    table3,
+)
 from experiments.paper_study.arms import ARMS, Recipe, Runs
 from experiments.paper_study.measure import DigitJudge, masked_tokens
 from mmar.baselines import BASELINES
 from mmar.data.digits import DigitDataset
+from mmar.masking import MaskRatio
 from mmar.model import MMARForConditionalGeneration
 from mmar.pipeline import MMARPipeline
 from mmar.tokenizers import load_image_tokenizer
 from mmar.training.loop import FINAL
-from paper_figures import figure3a_mmar
+from paper_figures import figure2, figure3a_mmar
+from paper_figures import figure3b as figure3b_figure
+from paper_figures import figure3c as figure3c_figure
+from paper_figures import figure7 as figure7_figure
 from paper_figures import speed_quality as speed_figure
 from paper_figures import table3 as table3_figure
 
@@ -69,6 +84,67 @@ def test_speed_and_quality_run_and_are_drawn(
     assert record["results"]["best"] in ways
     assert "best:" in capsys.readouterr().out
     assert isinstance(speed_figure.draw(record), Figure)
+
+
+def test_table1_and_sizes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(table1, tmp_path, monkeypatch)["results"]
+    assert set(found["arms"]) == {"chameleon", "understanding_only"}
+    assert found["arms"]["understanding_only"]["drawing"] == {}  # it has nothing to draw with
+    assert 0 < found["sizes"]["mmar-digits-small"]["trained_parameters"] < found["arms"]["chameleon"]["trained_parameters"]
+    assert "LLaVA-like" in capsys.readouterr().out
+
+
+def test_ablations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(ablations, tmp_path, monkeypatch)["results"]
+    assert set(found["arms"]) == set(ablations.PRESETS["smoke"].arms)
+    assert "a position for each token" in capsys.readouterr().out
+
+
+def test_figure3b_runs_and_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run(figure3b, tmp_path, monkeypatch)
+    gain = record["results"]["gain"]
+    assert gain["measured"][0][0]["mean"] == 1.0  # without guidance the output is the branch's own
+    assert gain["predicted"] == pytest.approx([1.0, 13**0.5], rel=1e-5)
+    assert 1.0 < gain["measured"][0][1]["mean"] < 5.0  # between full correlation and far above none: |w| + |w - 1|
+    assert "independent roundings" in capsys.readouterr().out
+    assert isinstance(figure3b_figure.draw(record), Figure)
+
+
+def test_figure3c_runs_and_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run(figure3c, tmp_path, monkeypatch)
+    found = record["results"]
+    assert [(p["stage"], p["step"]) for p in found["points"]] == [("stage1", 1), ("stage1", 2), ("stage2", 1), ("stage2", 2)]
+    assert len(found["plain"]) == len(found["tuned"]) == 4
+    assert "after tuning" in capsys.readouterr().out
+    assert isinstance(figure3c_figure.draw(record), Figure)
+
+
+def test_figure5_counts_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(figure5, tmp_path, monkeypatch)["results"]
+    assert found["holes_in_test_scans"] == pytest.approx(0.01, abs=0.002)  # as they set the threshold
+    assert found["holes"]["v_mixed"]["mean"] > 2 * found["holes_in_test_scans"]  # two steps draw clouds
+    assert list((tmp_path / "runs" / "paper_study").glob("v_mixed*/drawn.png"))
+    assert "of patches" in capsys.readouterr().out
+
+
+def test_figure7_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run(figure7, tmp_path, monkeypatch)
+    assert set(record["results"]["arms"]["transfusion"]) == {"0", "750"}
+    assert set(record["results"]["arms"]["v_mixed"]) == {"clean"}
+    assert "t = 750" in capsys.readouterr().out
+    assert isinstance(figure7_figure.draw(record), Figure)
+
+
+def test_figure2_shows_the_densities_that_are_drawn() -> None:
+    assert isinstance(figure2.draw(), Figure)
+    for ratio in (MaskRatio.stage1(), MaskRatio.stage2()):
+        shares = figure2.shares_drawn(ratio, draws=2000, tokens=1000)
+        for p in (0.1, 0.5, 0.9):  # rounding up to whole tokens shifts a share by 1/1000 at most
+            assert (shares <= ratio.quantile(p) + 1e-3).mean() == pytest.approx(p, abs=0.05)  # five standard errors
 
 
 def test_the_front_and_the_best_way() -> None:

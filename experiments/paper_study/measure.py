@@ -60,7 +60,7 @@ class DigitJudge:
     def __init__(self) -> None:
         self.reader = DigitReader()
         self.network = _digit_features()
-        self.real = _pictures("test")
+        self.real = scans_of("test")
 
     def judge(self, pictures: list[Image.Image], wanted: list[int]) -> dict[str, Any]:
         """Share that is recognised as what was wanted, and distances."""
@@ -78,12 +78,25 @@ class DigitJudge:
         return {**found, "recognised": self.reader.ceiling()}
 
 
-def read_digits(pipeline: MMARPipeline, asked: int) -> dict[str, Any]:
-    """Every family of questions asked about test scans; ``mean`` is our AVE."""
+def scans_of(split: str) -> list[Image.Image]:
+    """All scans of a split."""
+    data = DigitDataset(split, caption_only=True)  # type: ignore[arg-type]
+    return [data[i].image for i in range(len(data))]
+
+
+def read_digits(pipeline: MMARPipeline, asked: int, *, timestep: int | None = None) -> dict[str, Any]:
+    """Every family of questions asked about test scans; ``mean`` is our AVE.
+
+    Args:
+        pipeline: Answers.
+        asked: Scans.
+        timestep: Noise level of what is read, for whole-image diffusion.
+    """
     accuracies = {}
     for family in DIGIT_FAMILIES:
         scans = DigitDataset("test", questions=1, families=[family])
-        accuracies[family] = by_family(ask(pipeline, [scans[i] for i in range(min(asked, len(scans)))]))[family]
+        some = [scans[i] for i in range(min(asked, len(scans)))]
+        accuracies[family] = by_family(ask(pipeline, some, timestep=timestep))[family]
     return {"families": {name: asdict(one) for name, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
 
@@ -101,6 +114,8 @@ def draw_digits(
 def ways_of(pipeline: MMARPipeline, head_steps: int) -> dict[str, ImageGenerationConfig]:
     """The paper's recipe from the last timestep, and from the largest that one bf16 rounding leaves safe for epsilon."""
     config = pipeline.model.config
+    if config.image_objective == "understanding_only":
+        return {}
     if config.has_codes:
         return {"last": ImageGenerationConfig()}
     safe = largest_safe_timestep(config.schedule_config.build(), param=EPSILON, delta="rms")
@@ -139,8 +154,13 @@ def head_curves(
     return found
 
 
-def masked_tokens(pipeline: MMARPipeline, split: str, *, seed: int, limit: int | None = None) -> TokenSet:
-    """Masked tokens of scans of a split, each with the condition that the head gets, under one mask for each scan."""
+def masked_tokens(
+    pipeline: MMARPipeline, split: str, *, seed: int, limit: int | None = None, is_captioned: bool = True
+) -> TokenSet:
+    """Masked tokens of scans of a split, each with the condition that the head gets, under one mask for each scan.
+
+    Without captions the condition is that of the unconditional branch, under the same masks.
+    """
     data = DigitDataset(split, caption_only=True)  # type: ignore[arg-type]
     scans = [data[i] for i in range(len(data) if limit is None else min(limit, len(data)))]
     tokens, conditions, labels = [], [], []
@@ -148,7 +168,7 @@ def masked_tokens(pipeline: MMARPipeline, split: str, *, seed: int, limit: int |
     head = pipeline.model.image_model.head
     for start in range(0, len(scans), 100):
         part = scans[start : start + 100]
-        samples = [GenerationSample(str(scan.caption), scan.image) for scan in part]
+        samples = [GenerationSample(str(scan.caption) if is_captioned else None, scan.image) for scan in part]
         batch = pipeline.processor.training_batch(samples).to(pipeline.device)
         latents = pipeline.encode([scan.image for scan in part])
         known = draw_known(len(part), latents.shape[1], MaskRatio.stage2().sample(source), source)
@@ -181,8 +201,3 @@ def training_loss(stage: Path, pipeline: MMARPipeline) -> dict[str, Any]:
 def _digit_features() -> FeatureNetwork:
     """Seconds to train, and the same each time."""
     return train_feature_network("digits")
-
-
-def _pictures(split: str) -> list[Image.Image]:
-    data = DigitDataset(split, caption_only=True)  # type: ignore[arg-type]
-    return [data[i].image for i in range(len(data))]

@@ -12,7 +12,7 @@ from typing import Any
 from experiments import command
 from experiments.head_study.decompose import over_seeds
 from experiments.jobs import Job, run_jobs
-from experiments.paper_study.arms import Arm, Recipe, Runs
+from experiments.paper_study.arms import ARMS, Arm, Recipe, Runs
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, read_digits, ways_of
 from experiments.training_runs import stage_summary
 from mmar.pipeline import MMARPipeline
@@ -77,6 +77,17 @@ def run_study(
     return run_jobs(job, config, list(keys), units_per_job=units, folder=folder, workers=config.workers, resume=resume)
 
 
+def arm_keys(arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """A key for each arm and seed; all arms of a seed before the next."""
+    return [f"{name}-seed{seed}" for seed in seeds for name in arms]
+
+
+def parse_key(key: str) -> tuple[Arm, int]:
+    """Arm and seed of a key."""
+    name, _, seed = key.rpartition("-seed")
+    return ARMS[name], int(seed)
+
+
 def trained(runs: Runs, arm: Arm, seed: int, tick: Callable[[int], None]) -> dict[str, Path]:
     """Folders of both stages of an arm; ticks after each."""
     stages: dict[str, Path] = {}
@@ -128,7 +139,7 @@ def reference(config: Study) -> dict[str, Any]:
     return DigitJudge().reference(10 * config.amount.drawn)
 
 
-def arm_table(results: Mapping[str, Any], labels: Mapping[str, str], seeds: int) -> str:
+def arm_table(results: Mapping[str, Any], seeds: int) -> str:
     """Understanding and generation by arm: means over seeds and half their range."""
     columns = ("read", "drawn", "Frechet", "from safe t", "Frechet", "training s")
     lines = [f"{'':36}" + "".join(f"{column:>14}" for column in columns)]
@@ -138,7 +149,7 @@ def arm_table(results: Mapping[str, Any], labels: Mapping[str, str], seeds: int)
             way = one["drawing"].get(way, {"recognised": NOTHING, "frechet": NOTHING})
             cells += [percent(way["recognised"], seeds), number(way["frechet"], seeds)]
         cells.append(number(one["training_s"], seeds))
-        lines.append(f"{labels[name]:36}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{ARMS[name].label:36}" + "".join(f"{cell:>14}" for cell in cells))
     real = results["reference"]
     frechet = "-" if real.get("frechet") is None else f"{real['frechet']:.3g}"
     lines.append(f"{'real scans':36}{'':14}{real['recognised']:14.1%}{frechet:>14}")

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
+
+import torch
 
 from mmar.data.example import Example
 from mmar.pipeline import MMARPipeline
@@ -67,6 +70,7 @@ def ask(
     *,
     batch_size: int = 32,
     max_new_tokens: int = 8,
+    timestep: int | None = None,
     tick: Tick | None = None,
 ) -> list[Answered]:
     """Ask every question of every example, each in a conversation of its own, greedily.
@@ -76,6 +80,8 @@ def ask(
         examples: With ``turns``, and their ``families`` in ``meta``; a family that is missing is ``other``.
         batch_size: Images at a time.
         max_new_tokens: Of an answer.
+        timestep: Noise level at which images are read, for whole-image diffusion (figure 7); None: clean. The noise of a group
+            of images is always the same.
         tick: Told the number of examples that are done.
 
     Returns:
@@ -90,7 +96,8 @@ def ask(
         if bare:
             raise ValueError(f"examples must have questions, got none in {bare[0]}; use questions=1 or more")
         samples = [(example.image, [question for question, _ in example.turns]) for example in group]
-        said = pipeline.answer_batch(samples, do_sample=False, max_new_tokens=max_new_tokens)
+        noise = {} if timestep is None else _noise(timestep, len(group))
+        said = pipeline.answer_batch(samples, do_sample=False, max_new_tokens=max_new_tokens, **noise)
         for example, answers in zip(group, said, strict=True):
             families = example.meta.get("families") or ["other"] * len(example.turns)
             for (question, answer), family, text in zip(example.turns, families, answers, strict=True):
@@ -98,6 +105,10 @@ def ask(
         if tick is not None:
             tick(len(group))
     return found
+
+
+def _noise(timestep: int, images: int) -> dict[str, Any]:
+    return {"image_timesteps": torch.full((images,), timestep), "generator": torch.Generator().manual_seed(timestep)}
 
 
 def by_family(answered: Sequence[Answered]) -> dict[str, Accuracy]:

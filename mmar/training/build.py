@@ -76,7 +76,8 @@ def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"model.{name} must be an existing folder, got {folder}; fetch or train it first")
     if source.checkpoint is not None:
-        return MMARForConditionalGeneration.from_pretrained(source.checkpoint, **options)
+        # without dtype all would have that of the first parameter, which is frozen and in bfloat16: masters need float32
+        return MMARForConditionalGeneration.from_pretrained(source.checkpoint, dtype=torch.float32, **options)
     if source.qwen2 is not None:
         return MMARForConditionalGeneration.from_qwen2(source.qwen2, preset=source.size, **options)
     model = MMARForConditionalGeneration(MMARConfig.preset(source.preset or "", **options))

@@ -51,6 +51,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_a_stage_that_starts_from_a_checkpoint_has_float32_masters(whole: Path, tmp_path: Path, precision: str) -> None:
+    """The frozen part of a saved model is in bfloat16; what is trained must not be, or small updates are lost."""
+    trainer = Trainer(config(tmp_path, model=ModelSource(checkpoint=str(whole / "final")), precision=precision))
+    dtypes = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    trainer.close()
+    assert dtypes == {torch.float32}
+
+
 def test_a_run_ends_in_a_pipeline_that_draws_and_answers(whole: Path) -> None:
     pipe = MMARPipeline.from_pretrained(whole / "final")
     example = DigitDataset("test")[0]
