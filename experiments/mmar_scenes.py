@@ -27,7 +27,9 @@ from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.pictures import grid
 
-STAGES = ("scenes-text", "scenes-stage1", "scenes")
+TEXT = ("scenes-existence", "scenes-compare", "scenes-places", "scenes-looks", "scenes-text")
+"""Parts of stage 0 after the first: family after family, then all."""
+STAGES = ("scenes-words", *TEXT, "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 
@@ -66,7 +68,9 @@ _FEW = (("", ("steps=2", "batch_size=4", "saving.samples_every=0")),)
 PRESETS = {
     "smoke": Config(_FEW, drawn=2, settings=(("2 x 2", (("ar_steps", 2), ("head_steps", 2))),), asked=2, shown=2, threads=1),
     "quick": Config(tuple((stage, ("steps=100",)) for stage in STAGES), drawn=40, asked=50),
-    "cpu": Config((("", ("batch_size=16",)),), asked=400, drawn=200, processes=2),
+    "cpu": Config(
+        (("", ("batch_size=16",)), *((stage, ("batch_size=24",)) for stage in TEXT)), asked=400, drawn=200, processes=2
+    ),
     "gpu": Config((("", ("batch_size=256",)),), drawn=1000, asked=1000, device="cuda"),
 }
 
