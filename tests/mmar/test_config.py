@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import Qwen2Config
 
@@ -64,6 +65,18 @@ def test_weights_of_another_space() -> None:
     assert weight is not None
     assert (weight * schedule.alpha_bar - 1).abs().max() < 1e-9  # alpha_bar = 2.4e-9 at the end, from cos^2 of float64 angles
     assert DiffusionHeadConfig().loss_weight(schedule) is None
+    bounded = DiffusionHeadConfig(prediction_type="epsilon", loss_space="v_prediction", max_loss_weight=1000).loss_weight(
+        schedule
+    )
+    assert bounded is not None
+    assert torch.equal(bounded, weight.clamp_max(1000))
+    assert 0 < int((bounded == 1000).sum()) < 50  # the last timesteps alone
+
+
+@pytest.mark.parametrize("options", [{"max_loss_weight": 5.0}, {"loss_space": "v_prediction", "max_loss_weight": 0.0}])
+def test_a_bound_needs_weights_and_is_positive(options: dict) -> None:
+    with pytest.raises(ValueError, match="max_loss_weight must be positive and needs a loss_space"):
+        DiffusionHeadConfig(prediction_type="epsilon", **options)
 
 
 @pytest.mark.parametrize(

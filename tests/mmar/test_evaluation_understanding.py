@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmar.data.digits import DigitDataset
@@ -110,6 +111,19 @@ def test_every_question_is_asked_once_in_order() -> None:
     assert all(one.is_right for one in answered)
     assert oracle.batches == done == [5, 5, 2]
     assert oracle.options == {"do_sample": False, "max_new_tokens": 3}
+
+
+def test_noise_is_asked_for_each_image_and_is_the_same_each_time() -> None:
+    some, noises = examples(5), []
+    for _ in range(2):
+        pipeline = Oracle(some)
+        ask(pipeline, some, batch_size=5, timestep=250)  # type: ignore[arg-type]
+        assert pipeline.options["image_timesteps"].tolist() == [250] * 5
+        noises.append(torch.rand(3, generator=pipeline.options["generator"]))
+    assert torch.equal(*noises)
+    pipeline = Oracle(some)
+    ask(pipeline, some)  # type: ignore[arg-type]
+    assert "image_timesteps" not in pipeline.options
 
 
 def test_wrong_answers_are_counted() -> None:

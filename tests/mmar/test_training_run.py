@@ -20,6 +20,7 @@ from mmar.pipeline import MMARPipeline
 from mmar.training import loop
 from mmar.training.checkpoint_folder import list_checkpoints, load_latest
 from mmar.training.config import DataSource, ModelSource, TrainingConfig
+from mmar.training.export import checkpoint_pipeline
 from mmar.training.loop import NonFiniteLoss, Trainer, train
 
 EXACT = ("step", "loss", "text_loss", "image_loss", "grad_norm", "lr", "text_tokens", "image_tokens")
@@ -58,6 +59,15 @@ def test_a_stage_that_starts_from_a_checkpoint_has_float32_masters(whole: Path, 
     dtypes = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
     trainer.close()
     assert dtypes == {torch.float32}
+
+
+def test_a_checkpoint_becomes_the_pipeline_that_the_run_ends_in(whole: Path) -> None:
+    last = checkpoint_pipeline(list_checkpoints(whole)[-1]).model.state_dict()
+    final = MMARPipeline.from_pretrained(whole / "final", dtype=torch.float32).model.state_dict()
+    assert set(last) == set(final)
+    assert all(torch.equal(last[name].float(), final[name]) for name in last)
+    before = checkpoint_pipeline(list_checkpoints(whole)[0]).model.state_dict()
+    assert not torch.equal(before["image_model.head.head.token_in.weight"], last["image_model.head.head.token_in.weight"])
 
 
 def test_a_run_ends_in_a_pipeline_that_draws_and_answers(whole: Path) -> None:
