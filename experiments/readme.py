@@ -1,4 +1,4 @@
-"""Write the README's numbers from the committed records: every block between ``<!-- numbers: NAME -->`` and ``<!-- end -->``.
+"""Write the numbers of both README files from the records: blocks between ``<!-- numbers: NAME -->`` and ``<!-- end -->``.
 
 ``python experiments/readme.py`` rewrites them, ``--check`` fails if they are not what the records say (the tests call it).
 """
@@ -12,12 +12,14 @@ from pathlib import Path
 
 from diffparam import EPSILON, Schedule
 from diffparam.report import report
+from experiments.readme_claims import claims, speed_quality, table3
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
 from experiments.readme_training import digits, reliability, scenes, tokenizers, training_speed
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = (README, Path(__file__).parent / "README.md")
 _BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HIGH = ("500-599", "700-799", "900-949", "980-989", "999")
 
@@ -195,7 +197,8 @@ def speed() -> str:
 
 _LIBRARY = (gap, predictions, samples, said, safe, check, laws, speed)
 _MODEL = (sizes, overfit, mmar_speed, digits, scenes, tokenizers, reliability, training_speed)
-BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL)}
+_PAPER = (claims, table3, speed_quality)
+BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL, *_PAPER)}
 
 
 def rewritten(text: str) -> str:
@@ -214,16 +217,18 @@ def _g(value: float | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Rewrite the README, or check it."""
-    parser = argparse.ArgumentParser(description="Write the README's numbers from the committed records.")
+    """Rewrite the pages, or check them."""
+    parser = argparse.ArgumentParser(description="Write the numbers of the README files from the committed records.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a number is not what the records say")
     arguments = parser.parse_args(argv)
-    text = README.read_text()
-    new = rewritten(text)
-    if arguments.check and new != text:
-        raise SystemExit("README.md must say what the records say, but does not; run: python experiments/readme.py")
-    if not arguments.check:
-        README.write_text(new)
+    for page in PAGES:
+        text = page.read_text()
+        new = rewritten(text)
+        if arguments.check and new != text:
+            name = page.relative_to(README.parent)
+            raise SystemExit(f"{name} must say what the records say, but does not; run: python experiments/readme.py")
+        if not arguments.check:
+            page.write_text(new)
 
 
 if __name__ == "__main__":

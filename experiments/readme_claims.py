@@ -1,0 +1,207 @@
+"""The paper's claims beside our measurements, from the committed records; called by :mod:`experiments.readme`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from experiments.paper_study.study import number, percent
+from experiments.readme_mmar import table
+from experiments.record import RECORDS, read_record
+
+Cells = Mapping[str, Any]
+_OPEN = "not measured yet"
+
+
+def claims() -> str:
+    """A row a claim: what the paper says, what was found, how, and whether they agree."""
+    rows = []
+    for claim, source, command, record, found in _CLAIMS:
+        measured, verdict = found(_results(record)) if _exists(record) else (_OPEN, "open")
+        rows.append([claim, source, measured, f"`python experiments/{command}`", verdict])
+    return table(["the paper says", "where", "measured here", "command", "verdict"], rows)
+
+
+def table3() -> str:
+    """Table 3 in small."""
+    return _arms("table3-cpu")
+
+
+def speed_quality() -> str:
+    """Ways of drawing on the front of time and distance, and the best one."""
+    record = "speed_quality-cpu"
+    if not _exists(record):
+        return _missing(record)
+    found = _results(record)
+    seeds = 2  # more than one: spreads are shown
+    names = list(dict.fromkeys([*found["front"], found["best"], "paper"]))
+    rows = []
+    for name in names:
+        way = found["ways"][name]
+        cells = [way["head_calls"], f"{way['fewer_calls']:.0f}", f"{way['faster']:.1f}"]
+        cells += [number(way["frechet"], seeds), percent(way["recognised"], seeds), "yes" if way["within_spread"] else "no"]
+        rows.append([f"**{name}**" if name == found["best"] else name, *cells])
+    header = ["AR x head steps, solver", "calls of the head", "times fewer", "times faster"]
+    return table([*header, "Frechet distance", "recognised", "as good as the full recipe"], rows)
+
+
+def _arms(record: str) -> str:
+    if not _exists(record):
+        return _missing(record)
+    from experiments.paper_study.arms import ARMS  # the trainer's imports take seconds
+
+    whole = read_record(record)
+    found, seeds = whole["results"], len(whole["config"]["seeds"])
+    rows = []
+    for name, one in found["arms"].items():
+        cells = [percent(one["reading"], seeds)]
+        for way in ("last", "safe"):
+            drawing = one["drawing"].get(way)
+            cells += ["", ""] if drawing is None else [percent(drawing["recognised"], seeds), number(drawing["frechet"], seeds)]
+        rows.append([ARMS[name].label, *cells])
+    real = found["reference"]
+    rows.append(["real scans", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
+    start = f"from t = {found['safe_start']:g}" if "safe_start" in found else "from a safe t"
+    return table(["arm", "read", "drawn, from t = 999", "Frechet", start, "Frechet"], rows)
+
+
+def _gap(r: Cells) -> tuple[str, str]:
+    parts = r["gaps"]["mixed"]["parts"]
+    shares = [parts["float32_gap"][b]["mean"] / parts["gap"][b]["mean"] for b in ("500-599", "900-949", "999")]
+    return (
+        f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of the gap is there in float32",
+        "disagrees: the cause is conditioning and weighting, not bf16",
+    )
+
+
+def _direct(r: Cells) -> tuple[str, str]:
+    ratios = r["gaps"]["mixed"]["measured_over_predicted"]["paper"]
+    values = [1 / ratios[b]["mean"] for b in ("500-599", "900-949", "999")]
+    return (
+        f"eq. 27 is {min(values):.1f} to {max(values):.1f} times the measured rounding; its slope in t is right",
+        "agrees in form; the constant is that of truncation, not of rounding to nearest",
+    )
+
+
+def _amplification(r: Cells) -> tuple[str, str]:
+    spans = [group["one_step"] for group in r["groups"].values() if group["one_step"] is not None]
+    low, high = min(span[0] for span in spans), max(span[2] for span in spans)
+    return f"measured over predicted, one call of an exact denoiser: {low:.3g} to {high:.3g}", "agrees"
+
+
+def _v_is_safe(r: Cells) -> tuple[str, str]:
+    texts = [
+        f"{'ε' if row['head'] == 'eps' else row['head']} from t = {row['start']}: {row['output']['measured']:.2g}"
+        for row in r["rows"]
+    ]
+    return "relative error of the sample when outputs are rounded: " + "; ".join(
+        texts
+    ), "agrees: v from any t, ε not from the last"
+
+
+def _table3(r: Cells) -> tuple[str, str]:
+    arms = r["arms"]
+    names = ("v_mixed", "eps_mixed", "vq", "transfusion")
+    read = ", ".join(f"{100 * arms[n]['reading']['mean']:.0f} %" for n in names)
+    drawn = ", ".join(f"{arms[n]['drawing']['last']['frechet']['mean']:.3g}" for n in names)
+    order = sorted(names, key=lambda n: arms[n]["drawing"]["last"]["frechet"]["mean"])
+    same = order[0] == "v_mixed"
+    return (
+        f"v, ε, VQ, transfusion-like: read {read}; Fréchet distance {drawn}",
+        "agrees that v draws best" if same else f"disagrees: {order[0]} draws best here",
+    )
+
+
+def _digits(r: Cells) -> tuple[str, str]:
+    way = next(iter(r["drawing"].values()))
+    identity = r["reading"]["identity"]
+    right = identity["right"] / identity["asked"]
+    return f"digits: {100 * right:.1f} % named, {100 * way['recognised']:.1f} % of drawn ones recognised", "agrees, in small"
+
+
+def _speed(r: Cells) -> tuple[str, str]:
+    best = r["ways"][r["best"]]
+    text = f"{best['fewer_calls']:.0f} times fewer calls of the head, {best['faster']:.1f} times faster, within the spread"
+    return f"{text} ({r['best']})", "a limit of the recipe, not of the model"
+
+
+def _spread(cells: list[Cells]) -> str:
+    return " to ".join(f"{100 * cell['mean']:.0f} %" for cell in (cells[0], cells[-1]))
+
+
+def _steps(r: Cells) -> tuple[str, str]:
+    tuned = [cell["mean"] for cell in r["tuned"]]
+    rises = sum(b >= a for a, b in pairwise(tuned))
+    return f"after tuning {_spread(r['tuned'])}, rising in {rises} of {len(tuned) - 1} intervals", "see the figure"
+
+
+def _holes(r: Cells) -> tuple[str, str]:
+    one, two = (100 * r["holes"][name]["mean"] for name in ("stage1_only", "v_mixed"))
+    return (
+        f"holes in {one:.1f} % of patches after stage 1 alone, {two:.1f} % after both",
+        "agrees" if two < one else "disagrees",
+    )
+
+
+def _noise(r: Cells) -> tuple[str, str]:
+    levels = r["arms"]["transfusion"]
+    clean = next(iter(r["arms"]["v_mixed"].values()))["mean"]["mean"]
+    first, last = (levels[t]["mean"]["mean"] for t in (min(levels, key=int), max(levels, key=int)))
+    noised = f"transfusion-like {100 * first:.0f} % at t = 0, {100 * last:.0f} % at t = {max(levels, key=int)}"
+    return f"{noised}; MMAR {100 * clean:.0f} %", "agrees" if last < first else "disagrees"
+
+
+def _guidance(r: Cells) -> tuple[str, str]:
+    best = {length: min(range(len(c["frechet"])), key=lambda i: c["frechet"][i]["mean"]) for length, c in r["curves"].items()}
+    values = {length: r["curves"][length]["frechet"][i]["mean"] for length, i in best.items()}
+    text = "; ".join(f"{length} steps of stage 1: {value:.3g}" for length, value in values.items())
+    longest = max(values, key=int)
+    return f"best Fréchet distance, {text}", "agrees" if values[longest] == min(values.values()) else "disagrees"
+
+
+def _families(r: Cells) -> tuple[str, str]:
+    arms = r["arms"]
+    read = "; ".join(f"{name} {100 * one['reading']['mean']:.0f} %" for name, one in arms.items())
+    best = max(arms, key=lambda n: arms[n]["reading"]["mean"])
+    return f"read: {read}", "agrees" if best == "v_mixed" else f"{best} reads best here"
+
+
+def _scaling(r: Cells) -> tuple[str, str]:
+    means = [one["reading"]["mean"] for one in r["sizes"].values()]
+    text = ", ".join(f"{100 * m:.0f} %" for m in means)
+    return f"read by three sizes, the smallest first: {text}", "agrees" if means == sorted(means) else "disagrees"
+
+
+Found = Callable[[Cells], tuple[str, str]]
+_CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
+    (
+        "A relative error of the output is multiplied by 1/\\|sin(ψ - φ)\\| in a DDIM step",
+        "eq. 16", "prediction_check.py --preset cpu", "prediction_check-cpu", _amplification,
+    ),
+    ("v is the safe output in bf16", "section 3.3.5", "safe_in_bf16.py --preset cpu", "safe_in_bf16-cpu", _v_is_safe),
+    ("The gap between the losses of ε and v is bf16's error", "figure 3A", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _gap),
+    ("Its size is 1/(128² ᾱ)", "eq. 27", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _direct),
+    ("v reads and draws better than ε, VQ, transfusion-like", "table 3", "table3.py --preset cpu", "table3-cpu", _table3),
+    ("One model reads and draws well", "section 4", "mmar_digits.py --preset cpu", "mmar_digits-cpu", _digits),
+    ("MMAR reads better than the other joint models", "table 1", "table1.py --preset cpu", "table1-cpu", _families),
+    ("Larger models do both better", "tables 1, 2", "table1.py --preset cpu", "table1-cpu", _scaling),
+    ("A longer stage 1 lowers FID at its best guidance", "figure 3B", "figure3b.py --preset cpu", "figure3b-cpu", _guidance),
+    ("Understanding grows through both stages", "figure 3C", "figure3c.py --preset cpu", "figure3c-cpu", _steps),
+    ("Stage 2 removes holes", "figure 5", "figure5.py --preset cpu", "figure5-cpu", _holes),
+    ("Noise on its input costs a transfusion-like model", "figure 7", "figure7.py --preset cpu", "figure7-cpu", _noise),
+    ("256 x 100 steps make an image slow", "section 5", "speed_quality.py --preset cpu", "speed_quality-cpu", _speed),
+)  # fmt: skip
+
+
+def _exists(record: str) -> bool:
+    return (RECORDS / f"{record}.json").exists()
+
+
+def _results(record: str) -> Any:
+    return read_record(record)["results"]
+
+
+def _missing(record: str) -> str:
+    name = record.removesuffix("-cpu")
+    return f"{_OPEN[0].upper()}{_OPEN[1:]}: `python experiments/{name}.py --preset cpu --resume`."
