@@ -31,7 +31,6 @@ from experiments.paper_study.study import (
     run_study,
 )
 from mmar.evaluation.patch_surprise import PatchSurprise
-from mmar.training.pictures import grid
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Config(Study):
 
     Attributes:
         arms: Names.
-        shown: Pictures of each digit on a sheet in the folder of the run, of the first seed.
+        shown: Pictures of each digit in the record, of the first seed.
     """
 
     arms: tuple[str, ...] = tuple(MASKS)
@@ -63,7 +62,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
     pictures, _, _ = draw_digits(pipeline, settings, config.amount.drawn, seed=seed)
     found["holes"] = float(_surprise().holes(pictures).mean())
     first = [pictures[digit * config.amount.drawn + i] for i in range(config.shown) for digit in range(10)]
-    grid(first, columns=10, side=32).save(config.runs.arm_folder(arm, seed) / "drawn.png")
+    found["pictures"] = [picture.convert("L").tobytes().hex() for picture in first]
     tick(1)
     return found
 
@@ -77,6 +76,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
         "reference": reference(config),
         "holes": {name: {**over_seeds(values), "seeds": values} for name, values in holes.items()},
         "holes_in_test_scans": float(_surprise().holes(scans_of("test")).mean()),
+        "pictures": {name: seeds[0]["pictures"] for name, seeds in by_arm.items()},
         "arms": {name: over_seeds_of(seeds) for name, seeds in by_arm.items()},
     }
 

@@ -34,6 +34,7 @@ class Config:
         drawn: Pictures of each digit and way of drawing, over its captions in turn.
         settings: Ways of drawing: options of ImageGenerationConfig by name.
         asked: Test scans.
+        processes: That train together; ``batch_size`` is that of each.
         threads: Of torch; None as torch chooses.
         seed: Of training and drawing.
         device: Where it runs.
@@ -46,6 +47,7 @@ class Config:
         ("8 x 10 DPM-Solver++", (("ar_steps", 8), ("solver", "dpm_solver"), ("head_steps", 10))),
     )
     asked: int = 445
+    processes: int = 1
     threads: int | None = None
     seed: int = 0
     device: str = "cpu"
@@ -57,7 +59,7 @@ PRESETS = {
     "quick": Config(
         overrides=(("digits-text", ("steps=150",)), ("digits-stage1", ("steps=300",)), ("digits", ("steps=150",))), drawn=10
     ),
-    "cpu": Config(),
+    "cpu": Config(overrides=(("", ("batch_size=32",)),), processes=2),
     "gpu": Config(overrides=(("", ("batch_size=256",)),), device="cuda"),
 }
 
@@ -66,8 +68,9 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """Train, draw, ask."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    words = {name: [*given, f"seed={config.seed}"] for name, given in dict(config.overrides).items()}
-    stages = train_stages(STAGES, words, folder=folder, resume=resume)
+    words = {name: list(given) for name, given in dict(config.overrides).items()}
+    words[""] = [*words.get("", []), f"seed={config.seed}"]
+    stages = train_stages(STAGES, words, folder=folder, resume=resume, processes=config.processes)
     pipeline = MMARPipeline.from_pretrained(folder / "digits" / "final", device=config.device)
     reader = DigitReader()
     return {

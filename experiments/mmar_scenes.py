@@ -27,9 +27,9 @@ from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.pictures import grid
 
-TEXT = ("scenes-existence", "scenes-compare", "scenes-places", "scenes-looks", "scenes-text")
-"""Parts of stage 0 after the first: family after family, then all."""
-STAGES = ("scenes-words", *TEXT, "scenes-stage1", "scenes")
+TEXT = ("scenes-words", "scenes-existence", "scenes-compare", "scenes-places", "scenes-looks", "scenes-text")
+"""Stage 0 in parts: family after family, then all."""
+STAGES = (*TEXT, "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 
@@ -43,7 +43,7 @@ class Config:
         settings: Ways of drawing: options of ImageGenerationConfig by name.
         asked: Questions of each family and split.
         shown: Scenes on the sheets in the folder of the run: above what a caption says, below what was drawn.
-        processes: That train together; ``batch_size`` is that of each.
+        text_processes: That train stage 0 together; ``batch_size`` is that of each.
         threads: Of torch; None as torch chooses.
         seed: Of training and drawing.
         device: Where it runs.
@@ -58,7 +58,7 @@ class Config:
     )
     asked: int = 250
     shown: int = 24
-    processes: int = 1
+    text_processes: int = 1
     threads: int | None = None
     seed: int = 0
     device: str = "cpu"
@@ -69,7 +69,10 @@ PRESETS = {
     "smoke": Config(_FEW, drawn=2, settings=(("2 x 2", (("ar_steps", 2), ("head_steps", 2))),), asked=2, shown=2, threads=1),
     "quick": Config(tuple((stage, ("steps=100",)) for stage in STAGES), drawn=40, asked=50),
     "cpu": Config(
-        (("", ("batch_size=16",)), *((stage, ("batch_size=24",)) for stage in TEXT)), asked=400, drawn=200, processes=2
+        (("scenes-words", ("batch_size=16",)), *((stage, ("batch_size=24",)) for stage in TEXT[1:])),
+        asked=400,
+        drawn=200,
+        text_processes=2,
     ),
     "gpu": Config((("", ("batch_size=256",)),), drawn=1000, asked=1000, device="cuda"),
 }
@@ -81,7 +84,8 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     words = {name: list(given) for name, given in dict(config.overrides).items()}
     words[""] = [*words.get("", []), f"seed={config.seed}"]
-    stages = train_stages(STAGES, words, folder=folder, resume=resume, processes=config.processes)
+    text = train_stages(TEXT, words, folder=folder, resume=resume, processes=config.text_processes)
+    stages = {**text, **train_stages(STAGES[len(TEXT) :], words, folder=folder, resume=True)}
     pipeline = MMARPipeline.from_pretrained(folder / "scenes" / "final", device=config.device)
     return {
         "stages": stages,

@@ -56,6 +56,16 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path, monkeypatch: pyte
         training_runs.train_stages(names, words, folder=tmp_path, resume=False)
 
 
+def test_two_processes_train_a_stage(tmp_path: Path) -> None:
+    words = {"": ("steps=2", "batch_size=2", "saving.log_every=1")}
+    found = training_runs.train_stages(("digits-text",), words, folder=tmp_path, resume=False, processes=2)["digits-text"]
+    assert (found["steps"], found["processes"]) == (2, 2)
+    alone = training_runs.train_stages(
+        ("digits-text",), {"": ("steps=2", "batch_size=4", "saving.log_every=1")}, folder=tmp_path / "alone", resume=False
+    )["digits-text"]
+    assert found["text_loss"] == pytest.approx(alone["text_loss"], rel=1e-3)  # as many rows a step; bf16 sums differ
+
+
 def test_scene_tokenizers_are_trained_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

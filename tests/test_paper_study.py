@@ -35,6 +35,7 @@ from mmar.training.loop import FINAL
 from paper_figures import figure2, figure3a_mmar
 from paper_figures import figure3b as figure3b_figure
 from paper_figures import figure3c as figure3c_figure
+from paper_figures import figure5 as figure5_figure
 from paper_figures import figure7 as figure7_figure
 from paper_figures import speed_quality as speed_figure
 from paper_figures import table3 as table3_figure
@@ -124,11 +125,13 @@ def test_figure3c_runs_and_is_drawn(
 
 
 def test_figure5_counts_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(figure5, tmp_path, monkeypatch)["results"]
+    record = run(figure5, tmp_path, monkeypatch)
+    found = record["results"]
     assert found["holes_in_test_scans"] == pytest.approx(0.01, abs=0.002)  # as they set the threshold
     assert found["holes"]["v_mixed"]["mean"] > 2 * found["holes_in_test_scans"]  # two steps draw clouds
-    assert list((tmp_path / "runs" / "paper_study").glob("v_mixed*/drawn.png"))
+    assert [len(bytes.fromhex(one)) for one in found["pictures"]["v_mixed"]] == [64] * 10
     assert "of patches" in capsys.readouterr().out
+    assert isinstance(figure5_figure.draw(record), Figure)
 
 
 def test_figure7_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
