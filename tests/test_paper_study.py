@@ -19,6 +19,7 @@ from experiments import (
     figure3c,
     figure5,
     figure7,
+    sampler_precision,
     speed_quality,
     table1,
     table3,
@@ -140,6 +141,17 @@ def test_figure7_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert set(record["results"]["arms"]["v_mixed"]) == {"clean"}
     assert "t = 750" in capsys.readouterr().out
     assert isinstance(figure7_figure.draw(record), Figure)
+
+
+def test_sampler_precision_is_predicted_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = run(sampler_precision, tmp_path, monkeypatch)["results"]["arms"]
+    for arm in arms.values():
+        errors = {way: cell["measured"]["mean"] / cell["predicted"]["mean"] for way, cell in arm["errors"].items()}
+        assert 0.5 < errors["state"] < 2.0  # an untrained head is nearly linear; three steps of some thousand numbers
+        assert arm["errors"]["everything"]["measured"]["mean"] > 0
+    assert "all one way" in capsys.readouterr().out
 
 
 def test_figure2_shows_the_densities_that_are_drawn() -> None:
