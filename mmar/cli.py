@@ -5,12 +5,13 @@ Exit status: 0 good, 1 a run that failed, 2 bad input. Messages go to stderr, re
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-BAD, INTERRUPTED = 2, 130
+BAD, INTERRUPTED, UNREAD = 2, 130, 141
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ SUBCOMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status; see the module."""
+    try:
+        status = _main(argv)
+        sys.stdout.flush()  # here, where a reader that has gone away is no traceback: mmar --help | head -1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at its end
+        return UNREAD
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in ("-h", "--help"):
         print(_help())

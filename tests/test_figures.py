@@ -20,6 +20,7 @@ from paper_figures import figure3a, figure4, kappa, style
 
 SCRIPTS = Path(style.__file__).parent
 DRAWN = {  # stem: size in inches of the default picture, None for what follows from the data
+    "figure2": (style.COLUMN_WIDTH, 2.6),
     "figure3a": (style.TEXT_WIDTH, 5.4),
     "figure4": (style.TEXT_WIDTH, None),
     "kappa": (style.COLUMN_WIDTH, 4.9),

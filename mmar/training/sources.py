@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -66,7 +67,7 @@ def make_stream(
     if any(source.kind == "shards" for source in sources):
         if len(sources) > 1:
             raise ValueError("data must list shards alone, got other sources beside them; write those as shards too")
-        return ShardStream(_path(sources[0]), settings, **sources[0].options)
+        return ShardStream(_path(sources[0]), settings, **_options(sources[0], ShardStream, "shards", "settings"))
     parts = [make_dataset(source, tokenizer, strict=settings.strict) for source in sources]
     return ExampleStream(Concatenated(parts, [source.weight for source in sources]), settings)
 
@@ -77,22 +78,38 @@ def make_dataset(source: DataSource, tokenizer: ImageTokenizer | None = None, *,
     Raises:
         ValueError: If the kind is unknown or has no index, or a path or tokenizer is missing.
     """
-    options: dict[str, Any] = dict(source.options)
-    if isinstance(options.get("limits"), dict):
-        options["limits"] = ImageLimits(**options["limits"])
     if source.kind == "digits":
-        return DigitDataset(source.split, **options)  # type: ignore[arg-type]
+        return DigitDataset(source.split, **_options(source, DigitDataset, "split"))  # type: ignore[arg-type]
     if source.kind == "scenes":
-        return SceneDataset(source.split, **options)  # type: ignore[arg-type]
+        return SceneDataset(source.split, **_options(source, SceneDataset, "split"))  # type: ignore[arg-type]
     if source.kind == "folder":
-        return FolderDataset.from_folder(_path(source), strict=strict, **options)
+        from_folder = FolderDataset.from_folder
+        return from_folder(_path(source), strict=strict, **_options(source, from_folder, "folder", "strict"))
     if source.kind == "llava":
-        return FolderDataset.from_llava(_path(source), strict=strict, **options)
+        from_llava = FolderDataset.from_llava
+        return from_llava(_path(source), strict=strict, **_options(source, from_llava, "file", "strict"))
     if source.kind == "latents":
         if tokenizer is None:
             raise ValueError("data of kind latents must come with an image tokenizer, got none")
-        return LatentDataset(_path(source), tokenizer, **options)
+        return LatentDataset(_path(source), tokenizer, **_options(source, LatentDataset, "folder", "tokenizer"))
     raise ValueError(f"data.kind must be one of {', '.join(KINDS)}, got {source.kind!r}")
+
+
+def _options(source: DataSource, made: Callable[..., Any], *given: str) -> dict[str, Any]:
+    """Options that ``made`` takes beyond what is ``given`` by the rest of the source; limits as their class."""
+    options = dict(source.options)
+    _check_known(f"data.options of {source.kind}", options, made, given)
+    if isinstance(options.get("limits"), dict):
+        _check_known("data.options.limits", options["limits"], ImageLimits)
+        options["limits"] = ImageLimits(**options["limits"])
+    return options
+
+
+def _check_known(name: str, options: Mapping[str, Any], made: Callable[..., Any], given: Sequence[str] = ()) -> None:
+    known = [parameter for parameter in signature(made).parameters if parameter not in given]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} must be among {', '.join(known)}, got {', '.join(unknown)}")
 
 
 def left_out_of(stream: Any) -> list[Skipped]:

@@ -38,6 +38,13 @@ def test_the_installed_entry_point() -> None:
     assert done.stdout.startswith("usage: mmar SUBCOMMAND")
 
 
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    program = f"{sys.executable} -m mmar --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 if it had written all before the reader was gone
+
+
 @pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name != "demo"])
 def test_every_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(import_module(SUBCOMMANDS[name].module).main)

@@ -21,16 +21,18 @@ from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmar.data.example import DESCRIBE, Example
+from mmar.data.order import StreamSettings
 from mmar.processing.chat import GenerationSample, UnderstandingSample
 from mmar.processing.text_tokenizer import train_tokenizer
 from mmar.text_loss import IGNORED
 from mmar.training import checkpoint_folder
 from mmar.training.attention import attention_kernel
 from mmar.training.checkpoint_folder import BrokenCheckpoint, list_checkpoints, load_checkpoint, load_latest, save_checkpoint
-from mmar.training.config import TrainingConfig, load_config, save_config
+from mmar.training.config import DataSource, TrainingConfig, load_config, save_config
 from mmar.training.ema import ExponentialMovingAverage
 from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING, Mixture
 from mmar.training.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from mmar.training.sources import make_stream
 from mmar.training.tasks import Place, TaskPlan, make_row, places
 from mmar.training.text_labels import answers, text_labels
 
@@ -302,6 +304,34 @@ def test_configurations_layer_and_come_back(tmp_path: Path) -> None:
 def test_bad_configurations_are_refused_by_key(word: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         load_config(_yaml(tmp_path), [word])
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            DataSource("digits", options={"question": 2}),
+            "data.options of digits must be among seed, questions, .* got question",
+        ),
+        (DataSource("scenes", options={"split": "test"}), "data.options of scenes must be among length, .* got split"),
+        (
+            DataSource("folder", "here", options={"limit": {}}),
+            "data.options of folder must be among limits, max_share, got limit",
+        ),
+        (DataSource("folder", "here", options={"limits": {"pixels": 2}}), "data.options.limits must be among .* got pixels"),
+        (
+            DataSource("llava", "here.json", options={"strict": True}),
+            "data.options of llava must be among folder, .* got strict",
+        ),
+        (
+            DataSource("shards", "here", options={"settings": 1}),
+            "data.options of shards must be among mixed, limits, got settings",
+        ),
+    ],
+)
+def test_options_that_a_source_does_not_have_are_named(source: DataSource, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_stream([source], StreamSettings())
 
 
 def test_a_missing_file_or_key_is_named(tmp_path: Path) -> None:
