@@ -13,8 +13,9 @@ from typing import Any
 
 from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
-from experiments.paper_study.arms import ARMS, Runs
+from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, read_digits
+from experiments.paper_study.runs import Runs
 from experiments.paper_study.study import GPU, QUICK, TINY, Study, percent, run_study, trained
 from experiments.training_runs import CONFIGS
 from mmar.pipeline import MMARPipeline

@@ -24,8 +24,9 @@ from experiments import (
     table1,
     table3,
 )
-from experiments.paper_study.arms import ARMS, Recipe, Runs
+from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import DigitJudge, masked_tokens
+from experiments.paper_study.runs import Recipe, Runs
 from mmar.baselines import BASELINES
 from mmar.data.digits import DigitDataset
 from mmar.masking import MaskRatio

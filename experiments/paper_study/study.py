@@ -12,8 +12,9 @@ from typing import Any
 from experiments import command
 from experiments.head_study.decompose import over_seeds
 from experiments.jobs import Job, run_jobs
-from experiments.paper_study.arms import ARMS, Arm, Recipe, Runs
+from experiments.paper_study.arms import ARMS, Arm
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, read_digits, ways_of
+from experiments.paper_study.runs import Recipe, Runs
 from experiments.training_runs import stage_summary
 from mmar.pipeline import MMARPipeline
 from mmar.training.loop import FINAL

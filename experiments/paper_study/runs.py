@@ -1,0 +1,146 @@
+"""Training arms and finding them again: stage 0 once for all, both stages of each, in folders named after their settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.paper_study.arms import Arm
+from experiments.training_runs import CONFIGS
+from mmar.baselines import BASELINES
+from mmar.training.config import load_config
+from mmar.training.loop import FINAL, train
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+CODES = 256
+"""Entries of the codebook of ``vq-digits``."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all arms share.
+
+    Attributes:
+        preset: Of the model's size.
+        text_steps: Of the language model that all arms freeze.
+        stage1_steps: With masks on [0.7, 1].
+        stage2_steps: With masks on (0, 1], the last third of them with a falling rate.
+        batch_size: Rows a step.
+        text_seed: Of the language model; the arms have seeds of their own.
+        words: ``key=value`` words for every stage.
+    """
+
+    preset: str = "mmar-digits"
+    text_steps: int = 800
+    stage1_steps: int = 400
+    stage2_steps: int = 400
+    batch_size: int = 64
+    text_seed: int = 0
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where arms of a recipe are trained and found again; a folder is named after everything that its run depends on.
+
+    A run that is there is used, one that was cut off goes on. Two processes must not train the same arm at once.
+
+    Attributes:
+        folder: Of all runs.
+        recipe: Shared by all arms.
+    """
+
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def language_folder(self) -> Path:
+        """Of stage 0."""
+        recipe = self.recipe
+        part = {
+            "preset": recipe.preset,
+            "steps": recipe.text_steps,
+            "batch": recipe.batch_size,
+            "seed": recipe.text_seed,
+            "words": recipe.words,
+        }
+        return self._folder("language", part)
+
+    def arm_folder(self, arm: Arm, seed: int) -> Path:
+        """Of both stages of an arm."""
+        identity = {"arm": asdict(arm), "recipe": asdict(self.recipe), "seed": seed}
+        return self._folder(f"{arm.name}-seed{seed}", identity)
+
+    def language_model(self) -> Path:
+        """Stage 0, once for all arms: the folder of the finished model.
+
+        Raises:
+            KeyboardInterrupt: If a signal ended the training; what is done is kept.
+        """
+        steps = self.recipe.text_steps
+        words = (
+            f"model.preset={self.recipe.preset}",
+            f"steps={steps}",
+            f"optimizer.decay={max(1, steps // 2)}",
+            f"seed={self.recipe.text_seed}",
+        )
+        return self._train("digits-text", self.language_folder, words)
+
+    def train(self, arm: Arm, seed: int) -> Iterator[tuple[str, Path]]:
+        """Both stages of an arm.
+
+        Args:
+            arm: What is different.
+            seed: Of weights, data order, masks and noise.
+
+        Yields:
+            Name and folder of each stage when it is finished; the pipeline is in its subfolder ``final``.
+
+        Raises:
+            KeyboardInterrupt: If a signal ended the training; what is done is kept.
+        """
+        recipe, output, text = self.recipe, self.arm_folder(arm, seed), self.language_model()
+        shared = (f"seed={seed}", f"precision={arm.precision}", "saving.samples_every=0")
+        language = (f"model.language_model={text}", f"tokenizers.text={text}")
+        start = (f"model.preset={recipe.preset}", *language, *_image_words(arm), *arm.options)
+        self._train("digits-stage1", output / "stage1", (*shared, *start, f"steps={recipe.stage1_steps}"))
+        yield "stage1", output / "stage1"
+        decay = f"optimizer.decay={max(1, recipe.stage2_steps // 3)}"
+        checkpoint = f"model.checkpoint={output / 'stage1' / FINAL}"
+        self._train("digits", output / "stage2", (*shared, checkpoint, f"steps={recipe.stage2_steps}", decay, *arm.stage2))
+        yield "stage2", output / "stage2"
+
+    def _train(self, name: str, output: Path, words: tuple[str, ...]) -> Path:
+        final = output / FINAL
+        shared = ("needs=null", f"output={output}", f"batch_size={self.recipe.batch_size}", "saving.keep=1")
+        config = load_config(CONFIGS / f"{name}.yaml", [*shared, *words, *self.recipe.words])
+        if not final.is_dir() and train(config, resume=True) != final:
+            raise KeyboardInterrupt
+        return final
+
+    def _folder(self, name: str, identity: Mapping[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        return self.folder / f"{name}-{digest}"
+
+
+def _image_words(arm: Arm) -> tuple[str, ...]:
+    """The baseline and its image tokenizer: the same autoencoder, with and without a codebook."""
+    baseline = BASELINES[arm.baseline]
+    if arm.image_tokenizer == "":
+        return _words("model.options", baseline.options)
+    name = arm.image_tokenizer or ("vq-digits" if baseline.needs_codes else "kl-digits")
+    image: dict[str, Any] = {"tokenizer": name, **({"codebook_size": CODES} if baseline.needs_codes else {})}
+    words = _words("model.options", {"image_config": image, **baseline.options})
+    return (*words, f"tokenizers.image={WEIGHTS / name}")
+
+
+def _words(prefix: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    found: tuple[str, ...] = ()
+    for key, value in options.items():
+        name = f"{prefix}.{key}"
+        found += _words(name, value) if isinstance(value, Mapping) else (f"{name}={json.dumps(value)}",)
+    return found
