@@ -30,6 +30,7 @@ from experiments.paper_study.study import (
     reference,
     run_study,
 )
+from experiments.pictures import packed
 from mmar.evaluation.patch_surprise import PatchSurprise
 
 
@@ -62,7 +63,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
     pictures, _, _ = draw_digits(pipeline, settings, config.amount.drawn, seed=seed)
     found["holes"] = float(_surprise().holes(pictures).mean())
     first = [pictures[digit * config.amount.drawn + i] for i in range(config.shown) for digit in range(10)]
-    found["pictures"] = [picture.convert("L").tobytes().hex() for picture in first]
+    found["pictures"] = [packed(picture) for picture in first]
     tick(1)
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from experiments.command import run_command
+from experiments.pictures import packed
 from experiments.training_runs import train_stages
 from mmar.data.digits import DIGIT_CHANCE, DIGIT_FAMILIES, DigitDataset, captions
 from mmar.evaluation.digits import DigitReader
@@ -105,7 +106,9 @@ def _draw(pipeline: MMARPipeline, reader: DigitReader, config: Config, options: 
     first = [pictures[digit * config.drawn + i] for digit in range(10) for i in range(columns)]
     grid(first, columns=columns, side=64).save(folder / f"drawn-{len(options)}.png")
     per_digit = [sum(right[d * config.drawn : (d + 1) * config.drawn]) / config.drawn for d in range(10)]
-    return {"recognised": sum(right) / len(right), "drawn": len(right), "per_digit": per_digit, "settings": settings.to_dict()}
+    shown = [{"caption": texts[d * config.drawn], "picture": packed(pictures[d * config.drawn])} for d in range(10)]
+    found = {"recognised": sum(right) / len(right), "drawn": len(right), "per_digit": per_digit, "pictures": shown}
+    return {**found, "settings": settings.to_dict()}
 
 
 def _read(pipeline: MMARPipeline, config: Config) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.command import run_command
+from experiments.pictures import packed
 from experiments.training_runs import train_stages
 from mmar.data.example import Example
 from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset, average
@@ -42,7 +43,7 @@ class Config:
         drawn: Scenes drawn of each split and way of drawing.
         settings: Ways of drawing: options of ImageGenerationConfig by name.
         asked: Questions of each family and split.
-        shown: Scenes on the sheets in the folder of the run: above what a caption says, below what was drawn.
+        shown: Scenes on the sheets in the folder of the run (above the scene, below what was drawn), and in the record.
         text_processes: That train stage 0 together; ``batch_size`` is that of each.
         threads: Of torch; None as torch chooses.
         seed: Of training and drawing.
@@ -91,7 +92,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
         "stages": stages,
         "reading": {split: _read(pipeline, config, split) for split in SPLITS},
         "reading_captions": _read_captions(pipeline, config),
-        "drawing": {split: _draw(pipeline, config, split, folder) for split in SPLITS},
+        **_draw_all(pipeline, config, folder),
     }
 
 
@@ -133,18 +134,29 @@ def _read_captions(pipeline: MMARPipeline, config: Config) -> dict[str, Any]:
     return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
 
-def _draw(pipeline: MMARPipeline, config: Config, split: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Attributes of drawn scenes, of the scenes themselves, and of their reconstructions."""
+def _draw_all(pipeline: MMARPipeline, config: Config, folder: Path) -> dict[str, Any]:
+    """What was drawn of both splits, and the first pictures of the first, in the last way of drawing, with their captions."""
+    found, pictures = {}, []
+    for split in SPLITS:
+        found[split], drawn = _draw(pipeline, config, split, folder)
+        if split == SPLITS[0]:
+            pictures = [{"caption": one.caption, "picture": packed(one.image)} for one in drawn[: config.shown]]
+    return {"drawing": found, "pictures": pictures}
+
+
+def _draw(pipeline: MMARPipeline, config: Config, split: str, folder: Path) -> tuple[dict[str, dict[str, float]], list[Drawn]]:
+    """Attributes of drawn scenes, of the scenes themselves, and of their reconstructions; what was drawn last."""
     scenes = _all(SceneDataset(split, config.drawn, caption_only=True))  # type: ignore[arg-type]
     found = {
         "the scenes themselves": average([read(scene.image, scene) for scene in scenes if scene.image]),
         "their reconstructions": average([read(pipeline.reconstruct(scene.image), scene) for scene in scenes]),
     }
+    drawn: list[Drawn] = []
     for name, options in tqdm(config.settings, desc=f"drawing, {split}"):
         drawn = draw_scenes(pipeline, scenes, settings=ImageGenerationConfig(**dict(options)), seed=config.seed)
         found[name] = average([one.score for one in drawn])
         _sheet(scenes[: config.shown], drawn[: config.shown], folder / f"{split}-{len(found) - 2}.png")
-    return found
+    return found, drawn
 
 
 def _sheet(scenes: Sequence[Example], drawn: Sequence[Drawn], path: Path) -> None:

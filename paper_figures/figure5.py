@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.paper_study.arms import ARMS
+from experiments.pictures import unpacked
 from experiments.record import read_record
 from paper_figures import style
 
@@ -48,7 +49,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def _sheet(pictures: Sequence[str], columns: int = 10) -> np.ndarray:
     """Ten digits a line, a pixel between them."""
-    tiles = np.stack([np.frombuffer(bytes.fromhex(one), dtype=np.uint8).reshape(8, 8) for one in pictures])
+    tiles = np.stack([np.asarray(unpacked(one).convert("L")) for one in pictures])  # (n, 8, 8)
     padded = np.pad(tiles, ((0, 0), (1, 0), (1, 0)), constant_values=128)  # (n, 9, 9)
     return padded.reshape(-1, columns, 9, 9).transpose(0, 2, 1, 3).reshape(-1, 9 * columns)
 

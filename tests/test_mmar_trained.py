@@ -8,8 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import command, mmar_digits, mmar_scenes, scene_tokenizers, training_runs
+from experiments.pictures import unpacked
+from paper_figures import figure6
 
 
 def run(module: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict:
@@ -28,6 +31,7 @@ def test_digits_are_trained_drawn_and_read(
     assert found["drawing"]["2 x 2"]["drawn"] == 10
     assert found["drawing"]["2 x 2"]["recognised"] < 0.6  # two steps teach nothing: the share measures something
     assert found["classifier_on_test_scans"] > 0.98
+    assert [one["caption"] for one in found["drawing"]["2 x 2"]["pictures"]][:2] == ["the digit zero", "the digit one"]
     assert {one["asked"] for one in found["reading"].values()} == {2}
     assert "real test scans" in capsys.readouterr().out
 
@@ -44,6 +48,9 @@ def test_scenes_are_trained_asked_and_drawn(
     assert found["stages"]["scenes"]["config"]["masking"]["low"] == 0.0
     assert set(found["reading_captions"]["families"]) == set(found["reading"]["test"]["families"])
     assert "held_out" in capsys.readouterr().out
+    assert [unpacked(one["picture"]).size for one in found["pictures"]] == [(32, 32)] * 2
+    digits = {"results": {"drawing": {"a way": {"pictures": found["pictures"]}}}}
+    assert isinstance(figure6.draw({"results": found}, digits), Figure)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

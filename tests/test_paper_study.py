@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments import (
     ablations,
@@ -27,6 +29,7 @@ from experiments import (
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import DigitJudge, masked_tokens
 from experiments.paper_study.runs import Recipe, Runs
+from experiments.pictures import packed, unpacked
 from mmar.baselines import BASELINES
 from mmar.data.digits import DigitDataset
 from mmar.masking import MaskRatio
@@ -131,7 +134,7 @@ def test_figure5_counts_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     found = record["results"]
     assert found["holes_in_test_scans"] == pytest.approx(0.01, abs=0.002)  # as they set the threshold
     assert found["holes"]["v_mixed"]["mean"] > 2 * found["holes_in_test_scans"]  # two steps draw clouds
-    assert [len(bytes.fromhex(one)) for one in found["pictures"]["v_mixed"]] == [64] * 10
+    assert [unpacked(one).size for one in found["pictures"]["v_mixed"]] == [(8, 8)] * 10
     assert "of patches" in capsys.readouterr().out
     assert isinstance(figure5_figure.draw(record), Figure)
 
@@ -161,6 +164,14 @@ def test_figure2_shows_the_densities_that_are_drawn() -> None:
         shares = figure2.shares_drawn(ratio, draws=2000, tokens=1000)
         for p in (0.1, 0.5, 0.9):  # rounding up to whole tokens shifts a share by 1/1000 at most
             assert (shares <= ratio.quantile(p) + 1e-3).mean() == pytest.approx(p, abs=0.05)  # five standard errors
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_come_back_to_the_pixel(mode: str) -> None:
+    shape = (8, 8) if mode == "L" else (8, 8, 3)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
+    assert packed(unpacked(packed(picture))) == packed(picture)
+    assert np.array_equal(np.asarray(unpacked(packed(picture))), np.asarray(picture))
 
 
 def test_the_front_and_the_best_way() -> None:
