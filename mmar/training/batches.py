@@ -63,6 +63,7 @@ class BatchMaker:
         image_tokenizer: Pixels to tokens, on the device of the model.
         ratio: Share of masked tokens.
         questions: In a row at most.
+        describing: Share of rows with questions that ask for a description too.
         max_length: Tokens of a row at most.
         device: Of the model.
         dtype: What the image tokenizer computes in; None: float32.
@@ -74,6 +75,7 @@ class BatchMaker:
     image_tokenizer: ImageTokenizer
     ratio: MaskRatio
     questions: int = 4
+    describing: float = 0.5
     max_length: int = 1024
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None
@@ -123,7 +125,7 @@ class BatchMaker:
         for item, task, place in zip(items, tasks, places, strict=True):
             example = item[1] if isinstance(item, tuple) else item
             try:
-                found.append((make_row(example, task, place.random(), questions=self.questions), item, task, place))
+                found.append((self._row(example, task, place), item, task, place))
             except ValueError as error:
                 self._leave_out(error)
         faults = self.processor.faults([row for row, *_ in found], max_length=self.max_length)
@@ -132,6 +134,9 @@ class BatchMaker:
                 yield entry
             else:
                 self._leave_out(fault)
+
+    def _row(self, example: Example, task: str, place: Place) -> Row:
+        return make_row(example, task, place.random(), questions=self.questions, describing=self.describing)
 
     def _leave_out(self, error: Exception) -> None:
         self.left_out[str(error).split(",")[0][:80]] += 1

@@ -149,6 +149,8 @@ class TrainingConfig:
         steps: Optimizer steps.
         max_length: Tokens of a row at most; longer ones are left out and counted.
         questions: Questions of one image in a row at most: several are dense supervision at almost no cost.
+        describing: Share of rows with questions that ask for a description too: a dense lesson about images. In text it is a
+            copy of what has just been read, soon learned.
         optimizer: AdamW and its rate.
         ema: Decay of the average; 0: none.
         precision: bf16 (forward in bf16, float32 masters), float32, or pure_bf16 for the experiment.
@@ -177,6 +179,7 @@ class TrainingConfig:
     steps: int = 1000
     max_length: int = 1024
     questions: int = 4
+    describing: float = 0.5
     optimizer: Optimizer = field(default_factory=Optimizer)
     ema: float = 0.9999
     precision: str = "bf16"
@@ -247,6 +250,8 @@ def check_config(config: TrainingConfig) -> None:
         value = getattr(config.optimizer, name)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"optimizer.{name} must be positive, got {value}")
+    if not 0 <= config.describing <= 1:
+        raise ValueError(f"describing must lie in [0, 1], a share of rows, got {config.describing}")
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema must lie in [0, 1), got {config.ema}; 0 switches it off")
 

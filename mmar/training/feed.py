@@ -119,6 +119,7 @@ class Feed:
             parts.image_tokenizer,
             ratio,
             config.questions,
+            config.describing,
             config.max_length,
             device,
             dtype,

@@ -13,12 +13,6 @@ from mmar.data.example import Example
 from mmar.processing.chat import GenerationSample, UnderstandingSample
 from mmar.training.mixture import GENERATION, TEXT, UNCONDITIONAL, UNDERSTANDING, Mixture
 
-DESCRIBED = {UNDERSTANDING: 0.5, TEXT: 0.1}
-"""Share of rows that ask for a description among their questions.
-
-In text a description is a copy of what has just been read: soon learned, and then in the way of the questions.
-"""
-
 Row = GenerationSample | UnderstandingSample | list[dict[str, Any]]
 
 
@@ -76,7 +70,7 @@ class TaskPlan:
         return tasks
 
 
-def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row:
+def make_row(example: Example, task: str, rng: Random, *, questions: int, describing: float = 0.5) -> Row:
     """What is read or drawn of an example.
 
     Args:
@@ -85,6 +79,7 @@ def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row
             unconditional from nothing; text is the same questions with a caption in the place of the image.
         rng: Of words, questions and their order.
         questions: In one row at most.
+        describing: Share of rows with questions that ask for a description too.
 
     Raises:
         ValueError: If the example has nothing to ask about.
@@ -95,7 +90,7 @@ def make_row(example: Example, task: str, rng: Random, *, questions: int) -> Row
         return GenerationSample(None, example.image)
     if task not in (UNDERSTANDING, TEXT):
         raise ValueError(f"task must be one of {UNDERSTANDING}, {GENERATION}, {UNCONDITIONAL}, {TEXT}, got {task!r}")
-    sample = _asked(example, rng, questions, described=DESCRIBED[task])
+    sample = _asked(example, rng, questions, describing)
     return sample if task == UNDERSTANDING else as_text(sample.turns, _description(example, rng))
 
 
@@ -124,8 +119,8 @@ def _description(example: Example, rng: Random) -> str | None:
     return example.caption if rng.random() < 0.9 else rng.choice((example.caption, *example.captions))
 
 
-def _asked(example: Example, rng: Random, questions: int, *, described: float) -> UnderstandingSample:
-    """Questions in a random order; for the share ``described`` a third of them, and a description is asked for too.
+def _asked(example: Example, rng: Random, questions: int, describing: float) -> UnderstandingSample:
+    """Questions in a random order; for the share ``describing`` a third of them, and a description is asked for too.
 
     Answers are a word or two, a description is a dense lesson: everything that is there, and where.
     """
@@ -133,7 +128,7 @@ def _asked(example: Example, rng: Random, questions: int, *, described: float) -
         return example.describing(rng)
     chosen = list(example.turns)
     rng.shuffle(chosen)
-    if example.caption is None or rng.random() >= described:
+    if example.caption is None or rng.random() >= describing:
         return UnderstandingSample([example.image], chosen[:questions])
     turns = [*chosen[: questions // 3], *example.describing(rng).turns]
     rng.shuffle(turns)

@@ -166,6 +166,9 @@ def test_rows_of_each_task() -> None:
     described = sum(read.turns[0][0] in DESCRIBE for read in reads)
     assert 30 <= described <= 70  # 50 expected, standard deviation 5
     assert {read.turns[0] for read in reads} >= set(example.turns)
+    for share in (0.0, 1.0):
+        some = [make_row(example, UNDERSTANDING, Random(i), questions=1, describing=share) for i in range(20)]
+        assert {row.turns[0][0] in DESCRIBE for row in some} == {share == 1.0}
     text = make_row(example, TEXT, Random(0), questions=2)
     assert [message["role"] for message in text] in (["user", "assistant"], ["user", "assistant"] * 2)
     with pytest.raises(ValueError, match="caption"):
@@ -298,6 +301,7 @@ def test_configurations_layer_and_come_back(tmp_path: Path) -> None:
         ("model.qwen2=x", "exactly one"),
         ("data=[]", "data"),
         ("ema=1", "ema"),
+        ("describing=1.5", "describing"),
         ("saving.keep=0", "keep"),
     ],
 )
