@@ -83,17 +83,25 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """Train, ask, draw."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    words = {name: list(given) for name, given in dict(config.overrides).items()}
-    words[""] = [*words.get("", []), f"seed={config.seed}"]
-    text = train_stages(TEXT, words, folder=folder, resume=resume, processes=config.text_processes)
-    stages = {**text, **train_stages(STAGES[len(TEXT) :], words, folder=folder, resume=True)}
+    text = train_text(config, folder, resume=resume)
+    stages = {**text, **train_stages(STAGES[len(TEXT) :], _words(config), folder=folder, resume=True)}
     pipeline = MMARPipeline.from_pretrained(folder / "scenes" / "final", device=config.device)
     return {
         "stages": stages,
         "reading": {split: _read(pipeline, config, split) for split in SPLITS},
-        "reading_captions": _read_captions(pipeline, config),
+        "reading_captions": read_captions(pipeline, config),
         **_draw_all(pipeline, config, folder),
     }
+
+
+def train_text(config: Config, folder: Path, *, resume: bool) -> dict[str, dict[str, Any]]:
+    """Stage 0."""
+    return train_stages(TEXT, _words(config), folder=folder, resume=resume, processes=config.text_processes)
+
+
+def _words(config: Config) -> dict[str, list[str]]:
+    words = {name: list(given) for name, given in dict(config.overrides).items()}
+    return {**words, "": [*words.get("", []), f"seed={config.seed}"]}
 
 
 def show(record: dict[str, Any]) -> str:
@@ -125,7 +133,7 @@ def _read(pipeline: MMARPipeline, config: Config, split: str) -> dict[str, Any]:
     return {"families": families, "mean": mean_accuracy(accuracies)}
 
 
-def _read_captions(pipeline: MMARPipeline, config: Config) -> dict[str, Any]:
+def read_captions(pipeline: MMARPipeline, config: Config) -> dict[str, Any]:
     """The control: what the frozen language model finds in the fullest caption, which stands in the place of the image."""
     accuracies = {}
     for family in tqdm(FAMILIES, desc="questions about captions"):

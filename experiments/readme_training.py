@@ -43,6 +43,15 @@ def scenes() -> str:
     return f"{reading}\n\n{table(['drawn', *_ATTRIBUTES], drawn)}\n\n{_time(found['stages'])}"
 
 
+def scene_words() -> str:
+    """What the language model of scenes finds in captions."""
+    found = read_record("scene_words-cpu")["results"]
+    families = found["reading_captions"]["families"]
+    row = [_percent(one["right"] / one["asked"]) for one in families.values()]
+    mean = _percent(found["reading_captions"]["mean"])
+    return f"{table(['captions', *families, 'mean'], [['stage 0', *row, mean]])}\n\n{_time(found['stages'])}"
+
+
 def tokenizers() -> str:
     """The small image tokenizers."""
     rows = []

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import command, mmar_digits, mmar_scenes, scene_tokenizers, training_runs
+from experiments import command, mmar_digits, mmar_scenes, scene_tokenizers, scene_words, training_runs
 from experiments.pictures import unpacked
 from paper_figures import figure6
 
@@ -51,6 +51,17 @@ def test_scenes_are_trained_asked_and_drawn(
     assert [unpacked(one["picture"]).size for one in found["pictures"]] == [(32, 32)] * 2
     digits = {"results": {"drawing": {"a way": {"pictures": found["pictures"]}}}}
     assert isinstance(figure6.draw({"results": found}, digits), Figure)
+
+
+def test_words_of_scenes_are_trained_and_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(scene_words, "scene_words", tmp_path, monkeypatch)["results"]
+    assert list(found["stages"]) == list(mmar_scenes.TEXT)
+    assert {one["asked"] for one in found["reading_captions"]["families"].values()} == {2}
+    assert "captions" in capsys.readouterr().out
+    again = run(scene_words, "scene_words", tmp_path, monkeypatch, "--resume")["results"]
+    assert again["reading_captions"] == found["reading_captions"]
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

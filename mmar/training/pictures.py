@@ -34,14 +34,15 @@ def draw_grid(pipeline: MMARPipeline, config: TrainingConfig, folder: Path, step
 
 
 def grid(pictures: list[Image.Image], columns: int = 8, side: int = SIDE) -> Image.Image:
-    """Pictures side by side, small ones enlarged pixel by pixel."""
+    """Pictures side by side with white lines between, small ones enlarged pixel by pixel."""
     size = max(side, pictures[0].width)
+    gap = max(1, size // 16)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * size, rows * size), "white")
+    sheet = Image.new("RGB", (columns * (size + gap) - gap, rows * (size + gap) - gap), "white")
     for i, picture in enumerate(pictures):
         large = picture.convert("RGB").resize((size, size), Image.Resampling.NEAREST)
-        sheet.paste(large, (i % columns * size, i // columns * size))
+        sheet.paste(large, (i % columns * (size + gap), i // columns * (size + gap)))
     return sheet
 
 
