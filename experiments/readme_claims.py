@@ -113,6 +113,22 @@ def _table3(r: Cells) -> tuple[str, str]:
     )
 
 
+def _cause(r: Cells) -> tuple[str, str]:
+    """How much of the gap of epsilon to v in what is drawn is there in float32, and what the start does to it."""
+    arms = r["arms"]
+
+    def distance(name: str, way: str = "last") -> float:
+        return float(arms[name]["drawing"][way]["frechet"]["mean"])
+
+    gap, exact = distance("eps_mixed") - distance("v_mixed"), distance("eps_float32") - distance("v_float32")
+    safe = distance("eps_mixed", "safe") - distance("v_mixed", "safe")
+    start = f"{r['safe_start']:g}"
+    text = f"ε draws {gap:.1f} worse than v in bf16 from t = 999, {exact:.1f} in float32; {safe:.1f} in bf16 from t = {start}"
+    if abs(exact - gap) < abs(exact) / 2:
+        return text, "disagrees: float32 does not close it, a safe start " + ("does most" if safe < gap / 2 else "does not")
+    return text, "agrees: float32 closes it" if exact < gap / 2 else "cannot be told: float32 changes it"
+
+
 def _digits(r: Cells) -> tuple[str, str]:
     way = next(iter(r["drawing"].values()))
     identity = r["reading"]["identity"]
@@ -183,6 +199,7 @@ _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     ("The gap between the losses of ε and v is bf16's error", "figure 3A", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _gap),
     ("Its size is 1/(128² ᾱ)", "eq. 27", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _direct),
     ("v reads and draws better than ε, VQ, transfusion-like", "table 3", "table3.py --preset cpu", "table3-cpu", _table3),
+    ("ε draws worse than v because of bf16", "section 4.4", "table3.py --preset cpu", "table3-cpu", _cause),
     ("One model reads and draws well", "section 4", "mmar_digits.py --preset cpu", "mmar_digits-cpu", _digits),
     ("MMAR reads better than the other joint models", "table 1", "table1.py --preset cpu", "table1-cpu", _families),
     ("Larger models do both better", "tables 1, 2", "table1.py --preset cpu", "table1-cpu", _scaling),
