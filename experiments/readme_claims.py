@@ -207,7 +207,7 @@ _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     ("Understanding grows through both stages", "figure 3C", "figure3c.py --preset cpu", "figure3c-cpu", _steps),
     ("Stage 2 removes holes", "figure 5", "figure5.py --preset cpu", "figure5-cpu", _holes),
     ("Noise on its input costs a transfusion-like model", "figure 7", "figure7.py --preset cpu", "figure7-cpu", _noise),
-    ("256 x 100 steps make an image slow", "section 5", "speed_quality.py --preset cpu", "speed_quality-cpu", _speed),
+    ("256 x 100 steps make an image slow", "section 4.6", "speed_quality.py --preset cpu", "speed_quality-cpu", _speed),
 )  # fmt: skip
 
 
