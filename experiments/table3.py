@@ -52,7 +52,7 @@ class Config(Study):
     scans: int | None = None
 
 
-_SO_FAR = ("v_mixed", "eps_mixed", "vq", "transfusion", "v_float32", "eps_float32", "epsw_float32")
+_SO_FAR = ("v_mixed", "eps_mixed", "vq", "transfusion", "v_float32", "eps_float32")
 """What the committed record holds: one seed. Further arms and seeds are trained beside these, which are found again."""
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(2, 1, 4), arms=(*head_arms.ARMS, "vq", "transfusion"), stride=500, scans=4, workers=0),
