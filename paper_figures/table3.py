@@ -27,8 +27,8 @@ def draw(record: dict[str, Any]) -> Figure:
     """The figure, at text width."""
     results = record["results"]
     names = list(results["arms"])
-    fig = style.figure(style.TEXT_WIDTH, 0.24 * len(names) + 1.0)
-    a, b, c, d = fig.subplots(1, 4, sharey=True, width_ratios=(2, 3, 1, 1))
+    fig = style.figure(style.TEXT_WIDTH, 0.24 * len(names) + 1.1)
+    a, b, c, d = fig.subplots(1, 4, sharey=True, width_ratios=(4, 6, 3, 3))
     for row, name in enumerate(names):
         arm, color = results["arms"][name], COLORS[name.partition("_")[0]]
         a.plot([100 * v for v in arm["reading"]["seeds"]], [row] * len(arm["reading"]["seeds"]), **_dots(color))
@@ -42,7 +42,7 @@ def draw(record: dict[str, Any]) -> Figure:
     floor = results["reference"].get("frechet")
     if floor is not None:
         b.axvline(floor, color=style.GREY, linestyle=(0, (1, 1.5)))
-    titles = ("a   read, %", "b   Frechet distance (digit features)", "c   paper: AVE@18", "d   paper: FID-30K")
+    titles = ("a   read, %", "b   Frechet distance\n(digit features)", "c   AVE@18,\nthe paper's", "d   FID-30K,\nthe paper's")
     for ax, title in zip((a, b, c, d), titles, strict=True):
         _axes(ax, title, len(names))
     b.set_xscale("log")
@@ -59,6 +59,7 @@ def _axes(ax: Axes, title: str, rows: int) -> None:
     ax.set_title(title, loc="left")
     ax.grid(True, axis="y")
     ax.set_axisbelow(True)
+    ax.margins(x=0.1)
     ax.set_ylim(-0.6, rows - 0.4)
 
 
