@@ -28,10 +28,11 @@ SOLVERS = {
 def draw(record: dict[str, Any]) -> Figure:
     """The figure, at text width."""
     results = record["results"]
-    fig = style.figure(style.TEXT_WIDTH, 2.8)
+    fig = style.figure(style.TEXT_WIDTH, 3.0)
     a, b = fig.subplots(1, 2)
     _panel(a, results, "seconds", "frechet", "a   distance over time")
     _panel(b, results, "head_calls", "recognised", "b   recognised over calls of the head")
+    fig.legend(*a.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     a.set(xlabel=f"seconds for {10 * record['config']['amount']['drawn']} pictures, one thread", ylabel="Frechet distance")
     b.set(xlabel="calls of the head an image", ylabel="share recognised")
     return fig
@@ -65,8 +66,6 @@ def _panel(ax: Axes, results: dict[str, Any], x: str, y: str, title: str) -> Non
     ax.set_title(title, loc="left")
     ax.grid(True)
     ax.set_axisbelow(True)
-    if x == "seconds":
-        ax.legend(loc="upper right")
 
 
 def _number(cell: Any) -> float:
