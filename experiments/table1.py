@@ -47,9 +47,7 @@ class Config(Study):
 
 
 PRESETS = {
-    "smoke": Config(
-        (0,), TINY, Amount(2, 1, 4), arms=("chameleon", "understanding_only"), sizes=("mmar-digits-small",), workers=0
-    ),
+    "smoke": Config((0,), TINY, Amount(2, 1, 4), arms=("chameleon", "understanding_only"), sizes=("mmar-digits",), workers=0),
     "quick": Config((0,), QUICK, Amount(100, 10), arms=("v_mixed", "chameleon"), sizes=("mmar-digits-small", "mmar-digits")),
     "cpu": Config(),
     "gpu": Config(recipe=GPU, workers=0, device="cuda"),

@@ -21,7 +21,9 @@ from mmar.training.loop import FINAL
 
 UNITS = 3
 """Of the progress bar for an arm: each stage, and what is measured."""
-TINY = Recipe(text_steps=2, stage1_steps=2, stage2_steps=2, batch_size=4, words=("saving.log_every=1", "questions=1"))
+TINY = Recipe(
+    "mmar-digits-small", text_steps=2, stage1_steps=2, stage2_steps=2, batch_size=4, words=("saving.log_every=1", "questions=1")
+)
 """For smoke tests."""
 QUICK = Recipe(400, 200, 100)
 """For a newcomer: a minute or two an arm."""
