@@ -17,9 +17,10 @@ from torch import Tensor
 from diffparam import guidance_error_gain
 from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
+from experiments.head_study.tables import number
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, masked_tokens
-from experiments.paper_study.study import GPU, QUICK, TINY, Study, number, percent, reference, run_study, trained
+from experiments.paper_study.study import GPU, QUICK, TINY, Study, percent, reference, run_study, trained
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.image_head import DiffusionTokenHead
 from mmar.pipeline import MMARPipeline

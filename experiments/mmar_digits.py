@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from experiments.command import run_command
+from experiments.paper_study.measure import digit_captions, draw_digits
 from experiments.pictures import packed
 from experiments.training_runs import train_stages
-from mmar.data.digits import DIGIT_CHANCE, DIGIT_FAMILIES, DigitDataset, captions
+from mmar.data.digits import DIGIT_CHANCE, DIGIT_FAMILIES, DigitDataset
 from mmar.evaluation.digits import DigitReader
 from mmar.evaluation.understanding import Accuracy, ask, by_family
 from mmar.generation.settings import ImageGenerationConfig
@@ -95,11 +96,9 @@ def show(record: dict[str, Any]) -> str:
 
 
 def _draw(pipeline: MMARPipeline, reader: DigitReader, config: Config, options: dict[str, Any], folder: Path) -> dict[str, Any]:
-    wanted = [digit for digit in range(10) for _ in range(config.drawn)]
-    texts = [captions(digit)[i % len(captions(digit))] for digit in range(10) for i in range(config.drawn)]
     settings = ImageGenerationConfig(**options)
-    seeds = [config.seed * len(texts) + i for i in range(len(texts))]
-    pictures = pipeline.draw(texts, settings=settings, seed=seeds, batch_size=100)
+    pictures, wanted, _ = draw_digits(pipeline, settings, config.drawn, seed=config.seed)
+    texts = digit_captions(config.drawn)[1]
     seen = reader.read(pictures).tolist()
     right = [a == b for a, b in zip(seen, wanted, strict=True)]
     columns = min(8, config.drawn)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from experiments.paper_study.study import number, percent
+from experiments.head_study.tables import number
+from experiments.paper_study.arms import ARMS
+from experiments.paper_study.study import percent
 from experiments.readme_mmar import table
 from experiments.record import RECORDS, read_record
 
@@ -29,7 +31,7 @@ def table3() -> str:
 
 
 def speed_quality() -> str:
-    """Ways on the front of time and distance, those as good with thirty times fewer calls or less, the best and the paper's."""
+    """Ways on the front of time and distance, those as good with thirty times fewer calls, the best, the paper's."""
     record = "speed_quality-cpu"
     if not _exists(record):
         return _missing(record)
@@ -51,8 +53,6 @@ def speed_quality() -> str:
 def _arms(record: str) -> str:
     if not _exists(record):
         return _missing(record)
-    from experiments.paper_study.arms import ARMS  # the trainer's imports take seconds
-
     whole = read_record(record)
     found, seeds = whole["results"], len(whole["config"]["seeds"])
     rows = []
@@ -196,9 +196,9 @@ Found = Callable[[Cells], tuple[str, str]]
 _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     (
         "A relative error of the output is multiplied by 1/\\|sin(ψ - φ)\\| in a DDIM step",
-        "eq. 16", "prediction_check.py --preset cpu", "prediction_check-cpu", _amplification,
+        "eq. 18", "prediction_check.py --preset cpu", "prediction_check-cpu", _amplification,
     ),
-    ("v is the safe output in bf16", "section 3.3.5", "safe_in_bf16.py --preset cpu", "safe_in_bf16-cpu", _v_is_safe),
+    ("v is the safe output in bf16", "section 3.2", "safe_in_bf16.py --preset cpu", "safe_in_bf16-cpu", _v_is_safe),
     ("The gap between the losses of ε and v is bf16's error", "figure 3A", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _gap),
     ("Its size is 1/(128² ᾱ)", "eq. 27", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _direct),
     ("v reads and draws better than ε, VQ, transfusion-like", "table 3", "table3.py --preset cpu", "table3-cpu", _table3),

@@ -29,9 +29,10 @@ from diffparam import (
 from diffparam.calibration import calibrate
 from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
+from experiments.head_study.tables import number
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, masked_tokens
-from experiments.paper_study.study import GPU, QUICK, TINY, Study, arm_keys, number, parse_key, percent, run_study, trained
+from experiments.paper_study.study import GPU, QUICK, TINY, Study, arm_keys, parse_key, percent, run_study, trained
 from experiments.tokens import TokenSet
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.image_head import DiffusionTokenHead

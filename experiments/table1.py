@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command import run_command
+from experiments.head_study.tables import number
 from experiments.paper_study.arms import TABLE1
 from experiments.paper_study.measure import Amount
 from experiments.paper_study.study import (
@@ -24,7 +25,6 @@ from experiments.paper_study.study import (
     arm_keys,
     arm_table,
     measure_arm,
-    number,
     over_seeds_of,
     parse_key,
     percent,

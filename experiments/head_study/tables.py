@@ -27,15 +27,15 @@ def head_tables(results: dict[str, Any], seeds: int) -> list[str]:
 
 def _loss_table(results: dict[str, Any], seeds: int) -> str:
     buckets = list(results["loss"]["v_float32"])
-    rows = [[ARMS[a].label, *(_number(results["loss"][a][b], seeds) for b in buckets)] for a in ARMS]
+    rows = [[ARMS[a].label, *(number(results["loss"][a][b], seeds) for b in buckets)] for a in ARMS]
     return _render("v-space MSE on held-out scans, by timestep (eq. 24 for eps)", ["arm", *buckets], rows, transpose=True)
 
 
 def _gap_table(results: dict[str, Any], regime: str, seeds: int) -> str:
     gap = results["gaps"][regime]
     buckets = list(gap["direct_of_eps"])
-    rows = [[PART_LABELS[p], *(_number(cells[b], seeds) for b in buckets)] for p, cells in gap["parts"].items()]
-    rows += [[PREDICTION_LABELS[p], *(_number(gap["measured_over_predicted"][p][b], 1) for b in buckets)] for p in PREDICTIONS]
+    rows = [[PART_LABELS[p], *(number(cells[b], seeds) for b in buckets)] for p, cells in gap["parts"].items()]
+    rows += [[PREDICTION_LABELS[p], *(number(gap["measured_over_predicted"][p][b], 1) for b in buckets)] for p in PREDICTIONS]
     title = (
         f"{REGIME_LABELS[regime]}: the gap eps - v and its parts (float32 control, direct rounding, training in bf16, rest);\n"
         "then direct rounding of the eps head, measured / predicted: eq. 27, one rounding, calibrated per bucket, one delta"
@@ -52,12 +52,13 @@ def _sample_table(results: dict[str, Any], seeds: int) -> str:
     columns = [(row["start"], row["steps"]) for row in results["samples"]["v_float32"]]
     rows = []
     for arm, samples in results["samples"].items():
-        rows.append([ARMS[arm].label, *(f"{_number(r['frechet'], seeds)} ({_number(r['accuracy'], 1)})" for r in samples)])
+        rows.append([ARMS[arm].label, *(f"{number(r['frechet'], seeds)} ({number(r['accuracy'], 1)})" for r in samples)])
     header = ["start, steps", *(f"t={results['starts'][start]}, {steps}" for start, steps in columns)]
     return _render(title, header, rows, transpose=True)
 
 
-def _number(cell: Cell, seeds: int) -> str:
+def number(cell: Cell, seeds: int) -> str:
+    """A number over seeds: the mean, and half the range where there are several."""
     mean = cell["mean"]
     if mean is None:
         return "-"

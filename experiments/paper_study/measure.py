@@ -100,12 +100,17 @@ def read_digits(pipeline: MMARPipeline, asked: int, *, timestep: int | None = No
     return {"families": {name: asdict(one) for name, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
 
+def digit_captions(each: int) -> tuple[list[int], list[str]]:
+    """``each`` of every digit, and their captions in turn."""
+    wanted = [digit for digit in range(10) for _ in range(each)]
+    return wanted, [captions(digit)[i % len(captions(digit))] for digit in range(10) for i in range(each)]
+
+
 def draw_digits(
     pipeline: MMARPipeline, settings: ImageGenerationConfig, each: int, *, seed: int
 ) -> tuple[list[Image.Image], list[int], float]:
     """Pictures of every digit, what they should be, and seconds."""
-    wanted = [digit for digit in range(10) for _ in range(each)]
-    texts = [captions(digit)[i % len(captions(digit))] for digit in range(10) for i in range(each)]
+    wanted, texts = digit_captions(each)
     start = time.perf_counter()
     pictures = pipeline.draw(texts, settings=settings, seed=[seed * len(texts) + i for i in range(len(texts))], batch_size=100)
     return pictures, wanted, time.perf_counter() - start

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import command
 from experiments.head_study.decompose import over_seeds
+from experiments.head_study.tables import number
 from experiments.jobs import Job, run_jobs
 from experiments.paper_study.arms import ARMS, Arm
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, read_digits, ways_of
@@ -168,11 +169,3 @@ def percent(cell: Mapping[str, Any], seeds: int) -> str:
     if mean is None:
         return "-"
     return f"{mean:.1%}" if seeds == 1 else f"{mean:.1%} ±{50 * (cell['max'] - cell['min']):.1f}"
-
-
-def number(cell: Mapping[str, Any], seeds: int) -> str:
-    """A number over seeds."""
-    mean = cell["mean"]
-    if mean is None:
-        return "-"
-    return f"{mean:.3g}" if seeds == 1 else f"{mean:.3g} ±{(cell['max'] - cell['min']) / 2:.1g}"
