@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import queue
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,15 @@ Job = Callable[..., Mapping[str, Any]]
 
 
 def run_jobs(
-    job: Job, config: Any, keys: list[str], *, units_per_job: int, folder: Path, workers: int, resume: bool
+    job: Job,
+    config: Any,
+    keys: list[str],
+    *,
+    units_per_job: int,
+    folder: Path,
+    workers: int,
+    resume: bool,
+    in_keys: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Run ``job`` for every key and return the results by key.
 
@@ -37,8 +45,11 @@ def run_jobs(
         folder: Where finished jobs are kept.
         workers: Processes of one thread each; 0 runs the jobs here, one after another, with all threads.
         resume: Use the finished jobs of an earlier run with the same config; otherwise start from nothing.
+        in_keys: Fields of the config whose values the keys name one by one, such as seeds: a job does not depend on how many
+            others there are, so further ones are run beside those that are finished.
     """
-    folder = folder / hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+    identity = {name: value for name, value in asdict(config).items() if name not in in_keys}
+    folder = folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     paths = {key: folder / f"{key}.json" for key in keys}

@@ -1,9 +1,9 @@
 r"""What does MMAR learn of drawn scenes: which questions can it answer, and which attributes can it draw?
 
-``mmar-scenes`` (32 x 32 pixels, 64 tokens of a small KL autoencoder, v-prediction, bf16) through all three stages. Questions
-of eight families about test scenes and about scenes with pairs of colour and shape that training never meets; captions drawn
-by the paper's recipe in small and by a fast one, read by an exact detector. Its accuracy on real scenes, and on their
-reconstructions, stands beside.
+``mmar-scenes`` (32 x 32 pixels, 16 tokens of four latents of a small KL autoencoder, v-prediction, bf16) through all stages.
+Questions of eight families about test scenes and about scenes with pairs of colour and shape that training never meets;
+captions drawn by the paper's recipe in small and by a fast one, read by an exact detector. Its accuracy on real scenes, and on
+their reconstructions, stands beside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmar.training.pictures import grid
 
 TEXT = ("scenes-words", "scenes-existence", "scenes-compare", "scenes-places", "scenes-looks", "scenes-text")
 """Stage 0 in parts: family after family, then all."""
-STAGES = (*TEXT, "scenes-stage1", "scenes")
+STAGES = (*TEXT, "scenes-eyes", "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 

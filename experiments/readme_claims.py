@@ -77,6 +77,13 @@ def _gap(r: Cells) -> tuple[str, str]:
     )
 
 
+def _gap_in_mmar(r: Cells) -> tuple[str, str]:
+    share, verdict = _gap(r["head"])
+    ratios = r["head"]["gaps"]["mixed"]["measured_over_predicted"]["paper"]
+    values = [1 / ratios[b]["mean"] for b in ("500-599", "900-949", "999")]
+    return f"{share}; eq. 27 is {min(values):.1f} to {max(values):.1f} times the direct rounding", verdict
+
+
 def _direct(r: Cells) -> tuple[str, str]:
     ratios = r["gaps"]["mixed"]["measured_over_predicted"]["paper"]
     values = [1 / ratios[b]["mean"] for b in ("500-599", "900-949", "999")]
@@ -201,6 +208,7 @@ _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     ("v is the safe output in bf16", "section 3.2", "safe_in_bf16.py --preset cpu", "safe_in_bf16-cpu", _v_is_safe),
     ("The gap between the losses of ε and v is bf16's error", "figure 3A", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _gap),
     ("Its size is 1/(128² ᾱ)", "eq. 27", "eps_vs_v.py --preset cpu", "eps_vs_v-cpu", _direct),
+    ("The same in MMAR's own head", "figure 3A", "table3.py --preset cpu", "table3-cpu", _gap_in_mmar),
     ("v reads and draws better than ε, VQ, transfusion-like", "table 3", "table3.py --preset cpu", "table3-cpu", _table3),
     ("ε draws worse than v because of bf16", "section 4.4", "table3.py --preset cpu", "table3-cpu", _cause),
     ("One model reads and draws well", "section 4", "mmar_digits.py --preset cpu", "mmar_digits-cpu", _digits),

@@ -92,6 +92,7 @@ class EmbeddingViTConfig(_Part):
         num_hidden_layers: Blocks.
         num_attention_heads: Heads; they must divide the width.
         intermediate_size: Width of the MLP; 4 times ``hidden_size`` by default.
+        zero_init_residual: Let every block start as the identity, its last layers at zero: a small model sees sooner.
     """
 
     model_type = "mmar_embedding_vit"
@@ -100,6 +101,7 @@ class EmbeddingViTConfig(_Part):
     num_hidden_layers: int = 16
     num_attention_heads: int = 16
     intermediate_size: int | None = None
+    zero_init_residual: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

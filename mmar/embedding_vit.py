@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmar.config import EmbeddingViTConfig
-from mmar.layers import LearnedTable, ScaledLinear, XavierLinear
+from mmar.layers import LearnedTable, ScaledLinear, XavierLinear, ZeroLinear
+
+
+def _last(config: EmbeddingViTConfig) -> type[XavierLinear | ZeroLinear]:
+    """How the layers that write into the residual stream start."""
+    return ZeroLinear if config.zero_init_residual else XavierLinear
 
 
 class Attention(nn.Module):
@@ -17,7 +22,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.num_attention_heads
         self.qkv = XavierLinear(config.hidden_size, 3 * config.hidden_size)
-        self.out = XavierLinear(config.hidden_size, config.hidden_size)
+        self.out = _last(config)(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, *, causal: bool) -> Tensor:
         """``(B, n, D)`` to ``(B, n, D)``."""
@@ -38,7 +43,7 @@ class Block(nn.Module):
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attention = Attention(config)
         self.up = XavierLinear(width, inner)
-        self.down = XavierLinear(inner, width)
+        self.down = _last(config)(inner, width)
 
     def forward(self, x: Tensor, *, causal: bool) -> Tensor:
         """``(B, n, D)`` to ``(B, n, D)``."""

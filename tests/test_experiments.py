@@ -126,6 +126,21 @@ def test_processes_and_one_process_agree_and_finished_jobs_outlive_a_failure(tmp
     assert run_jobs(power, Powers(3), ["1"], workers=0, **{**options, "resume": False}) == {"1": {"value": 3}}
 
 
+@dataclass(frozen=True)
+class Several:
+    base: int
+    exponents: tuple[int, ...]
+
+
+def test_finished_jobs_are_used_beside_further_ones(tmp_path: Path) -> None:
+    options = {"units_per_job": 1, "folder": tmp_path, "resume": True, "workers": 0, "in_keys": ("exponents",)}
+    run_jobs(power, Several(3, (1,)), ["1"], **options)
+    (kept,) = tmp_path.glob("*/1.json")
+    kept.write_text('{"value": -1}')  # to be seen again
+    assert run_jobs(power, Several(3, (1, 2)), ["1", "2"], **options) == {"1": {"value": -1}, "2": {"value": 9}}
+    assert run_jobs(power, Several(2, (1,)), ["1"], **options) == {"1": {"value": 2}}
+
+
 # -- training and measuring -------------------------------------------------------------------------------------------
 
 

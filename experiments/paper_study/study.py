@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from experiments.jobs import Job, run_jobs
 from experiments.paper_study.arms import ARMS, Arm
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, read_digits, ways_of
 from experiments.paper_study.runs import Recipe, Runs
+from experiments.record import write_json
 from experiments.training_runs import stage_summary
 from mmar.pipeline import MMARPipeline
 from mmar.training.loop import FINAL
 
+_IN_KEYS = ("seeds", "arms", "noised", "lengths", "sizes", "workers")
+"""Fields of configurations that say which jobs there are, or how many at a time, and nothing of what a job does."""
 UNITS = 3
 """Of the progress bar for an arm: each stage, and what is measured."""
 TINY = Recipe(
@@ -78,7 +82,8 @@ def run_study(
     if config.workers:
         config.runs.language_model()
         os.environ["TQDM_DISABLE"] = "1"  # in the workers, whose bars would run into one another
-    return run_jobs(job, config, list(keys), units_per_job=units, folder=folder, workers=config.workers, resume=resume)
+    options = {"units_per_job": units, "folder": folder, "workers": config.workers, "resume": resume}
+    return run_jobs(job, config, list(keys), in_keys=_IN_KEYS, **options)
 
 
 def arm_keys(arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -102,9 +107,16 @@ def trained(runs: Runs, arm: Arm, seed: int, tick: Callable[[int], None]) -> dic
 
 
 def measure_arm(config: Study, arm: Arm, seed: int, tick: Callable[[int], None]) -> tuple[dict[str, Any], MMARPipeline]:
-    """Train an arm, ask and draw; what was found, and the model."""
+    """Train an arm, ask and draw; what was found, and the model.
+
+    What was found is kept with the arm, for other experiments that measure it as much.
+    """
     stages = trained(config.runs, arm, seed, tick)
     pipeline = MMARPipeline.from_pretrained(stages["stage2"] / FINAL, device=config.device)
+    amount = "-".join(str(number) for number in asdict(config.amount).values())
+    kept = config.runs.arm_folder(arm, seed) / f"measured-{amount}.json"
+    if kept.exists():
+        return json.loads(kept.read_text()), pipeline
     judge, drawing = DigitJudge(), {}
     for way, settings in ways_of(pipeline, config.amount.head_steps).items():
         pictures, wanted, seconds = draw_digits(pipeline, settings, config.amount.drawn, seed=seed)
@@ -115,6 +127,7 @@ def measure_arm(config: Study, arm: Arm, seed: int, tick: Callable[[int], None])
         "reading": read_digits(pipeline, config.amount.asked),
         "drawing": drawing,
     }
+    write_json(found, kept)
     return found, pipeline
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmar.tokenizers.dc import DC_F128C512_CONFIG, DCTokenizer
     from mmar.tokenizers.encoder_only import EncoderOnly
     from mmar.tokenizers.kl import KL16_CONFIG, KLTokenizer
+    from mmar.tokenizers.packed import PackedTokenizer
     from mmar.tokenizers.vision_encoder import VisionEncoder
     from mmar.tokenizers.vq import VQ16_CONFIG, VQTokenizer
 
@@ -29,6 +30,7 @@ _MODULES = {
     "EncoderOnly": "encoder_only",
     "KL16_CONFIG": "kl",
     "KLTokenizer": "kl",
+    "PackedTokenizer": "packed",
     "VQ16_CONFIG": "vq",
     "VQTokenizer": "vq",
     "VisionEncoder": "vision_encoder",
@@ -46,6 +48,7 @@ __all__ = [
     "LatentScale",
     "LatentStatistics",
     "NonFiniteImages",
+    "PackedTokenizer",
     "PatchTokenizer",
     "VQTokenizer",
     "VisionEncoder",

@@ -18,6 +18,7 @@ KINDS = {
     "dc": "mmar.tokenizers.dc:DCTokenizer",
     "vision-encoder": "mmar.tokenizers.vision_encoder:VisionEncoder",
     "encoder-only": "mmar.tokenizers.encoder_only:EncoderOnly",
+    "packed": "mmar.tokenizers.packed:PackedTokenizer",
 }
 """Where each kind is; imported when it is needed."""
 

@@ -15,7 +15,7 @@ from mmar.data.order import StreamSettings
 from mmar.model import MMARForConditionalGeneration
 from mmar.pipeline import IMAGE_TOKENIZER_FOLDER
 from mmar.processing import ChatFormat, MMARImageProcessor, MMARProcessor, train_tokenizer
-from mmar.tokenizers import ImageTokenizer, LatentScale, PatchTokenizer, load_image_tokenizer
+from mmar.tokenizers import ImageTokenizer, LatentScale, PackedTokenizer, PatchTokenizer, load_image_tokenizer
 from mmar.training.config import TrainingConfig
 from mmar.training.sources import make_stream, texts_of
 
@@ -101,11 +101,14 @@ def _load_language_model(model: MMARForConditionalGeneration, folder: str) -> No
 
 
 def _image_tokenizer(config: TrainingConfig, model_config: MMARConfig) -> ImageTokenizer:
-    folder = config.tokenizers.image
+    folder, patch_size = config.tokenizers.image, config.tokenizers.image_patch_size
+    if patch_size != 1 and folder is None:
+        raise ValueError(f"tokenizers.image_patch_size must be 1 without tokenizers.image, got {patch_size}; patches have grid")
     if folder is None and config.model.checkpoint is not None:
         folder = str(Path(config.model.checkpoint) / IMAGE_TOKENIZER_FOLDER)
     if folder is not None:
-        return load_image_tokenizer(folder)
+        loaded = load_image_tokenizer(folder)
+        return loaded if patch_size == 1 else PackedTokenizer(loaded, patch_size)
     image: Any = model_config.image_config
     if image.tokenizer != "patches":
         raise ValueError(f"tokenizers.image must be a folder for {image.tokenizer!r} tokens, got None")

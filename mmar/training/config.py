@@ -68,11 +68,13 @@ class Tokenizers:
         text: Folder with a tokenizer; None: that of the model's folder, or a small one trained on the captions and questions
             of the data.
         image: Folder with an image tokenizer; None: that of the model's folder, or patches of unit scale.
+        image_patch_size: Latents of ``image`` on a side of one token; 2 for a quarter of the tokens.
         system_prompt: Of the chat format; an empty string for none.
     """
 
     text: str | None = None
     image: str | None = None
+    image_patch_size: int = 1
     system_prompt: str = ""
 
 

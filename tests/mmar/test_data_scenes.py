@@ -16,7 +16,7 @@ from scipy import stats
 
 from mmar.data import SceneDataset
 from mmar.data.draws import stream
-from mmar.data.scenes import Glyph, Scene, SceneObject, draw, sample_scene
+from mmar.data.scenes import FAMILIES, Glyph, Scene, SceneObject, draw, sample_scene
 from mmar.data.scenes.drawing import pixels
 from mmar.data.scenes.vocabulary import BACKGROUNDS, COLOURS, INKS, POSITIONS, SHAPES, SPLITS, Split
 
@@ -115,6 +115,17 @@ def test_families_and_numbers_of_questions() -> None:
     assert stats.chisquare(list(first.values())).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_easier_scenes_have_fewer_objects(most: int) -> None:
+    data = SceneDataset("train", 200, questions=3, max_objects=most)
+    numbers = Counter(len(example.meta["scene"]["objects"]) for example in data)
+    assert set(numbers) == set(range(1, most + 1))
+    asked = {family for example in data for family in example.meta["families"]}
+    assert asked == set(FAMILIES) - (set() if most > 1 else {"relation"})
+    captioned = SceneDataset("train", 50, caption_only=True, max_objects=most)
+    assert max(len(example.meta["scene"]["objects"]) for example in captioned) == most
+
+
 def test_captions_only() -> None:
     for example in SceneDataset("train", 10, caption_only=True):
         assert example.turns == ()
@@ -131,6 +142,9 @@ def test_captions_only() -> None:
         {"families": ["colour", "colour"]},
         {"families": ["size"]},
         {"families": "colour"},
+        {"max_objects": 0},
+        {"max_objects": 5},
+        {"max_objects": 1, "families": ["relation"]},
     ],
     ids=str,
 )

@@ -203,3 +203,12 @@ def test_a_codebook_that_does_not_fit_is_refused() -> None:
     for name in ("mmar", "transfusion", "understanding-only"):
         with pytest.raises(ValueError, match="image_objective must be masked_codes or causal_codes"):
             tiny_model(name).load_codebook(torch.zeros(32, 8))
+
+
+def test_blocks_may_start_as_the_identity() -> None:
+    config = EmbeddingViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, zero_init_residual=True)
+    vit, tokens, known = EmbeddingViT(config, 3, 4), torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
+    plain = functional.layer_norm(vit.token_in(tokens) + vit.position.weight, (16,), eps=1e-6)
+    assert vit(tokens, known).allclose(plain, atol=1e-6)
+    vit(tokens, known).square().sum().backward()
+    assert all(block.down.weight.grad.any() and block.attention.out.weight.grad.any() for block in vit.blocks)

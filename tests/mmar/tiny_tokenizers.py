@@ -10,7 +10,16 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
 
-from mmar.tokenizers import DCTokenizer, EncoderOnly, ImageTokenizer, KLTokenizer, PatchTokenizer, VisionEncoder, VQTokenizer
+from mmar.tokenizers import (
+    DCTokenizer,
+    EncoderOnly,
+    ImageTokenizer,
+    KLTokenizer,
+    PackedTokenizer,
+    PatchTokenizer,
+    VisionEncoder,
+    VQTokenizer,
+)
 
 BLOCKS = {
     "block_out_channels": (8, 8, 16),
@@ -94,6 +103,10 @@ def encoder_only(**options: object) -> EncoderOnly:
     return EncoderOnly(kl(), **options)
 
 
+def packed(**options: object) -> PackedTokenizer:
+    return PackedTokenizer(kl(), 2, **options)
+
+
 MAKERS: dict[str, Callable[..., ImageTokenizer]] = {
     "patches": patches,
     "kl": kl,
@@ -101,6 +114,7 @@ MAKERS: dict[str, Callable[..., ImageTokenizer]] = {
     "dc": dc,
     "vision-encoder": vision,
     "encoder-only": encoder_only,
+    "packed": packed,
 }
 """By kind; all take (3, 32, 32)."""
 

@@ -12,9 +12,9 @@ from mmar.data.draws import pick, some, stream
 from mmar.data.example import Example
 from mmar.data.scenes.captions import caption, paraphrases
 from mmar.data.scenes.drawing import check_size, draw
-from mmar.data.scenes.questions import FAMILIES
+from mmar.data.scenes.questions import FAMILIES, NEED_TWO
 from mmar.data.scenes.sampling import SampledScene, sample_scene
-from mmar.data.scenes.vocabulary import SPLITS, UNITS, Split
+from mmar.data.scenes.vocabulary import MAX_OBJECTS, SPLITS, UNITS, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class SceneDataset(Dataset[Example]):
         questions: Number per image; fewer where a scene gives no more different ones.
         families: Families to ask for; None: all.
         caption_only: No questions.
+        max_objects: Most objects in a scene, one to four: an easier lesson to begin with. Questions that need two objects find
+            none with one.
 
     Raises:
         ValueError: If an argument is out of range or not known.
@@ -66,6 +68,7 @@ class SceneDataset(Dataset[Example]):
         questions: int = 1,
         families: Sequence[str] | None = None,
         caption_only: bool = False,
+        max_objects: int = MAX_OBJECTS,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -73,9 +76,15 @@ class SceneDataset(Dataset[Example]):
             raise ValueError(f"length must be at least 1, got {length}")
         if questions < 1:
             raise ValueError(f"questions must be at least 1, got {questions}; caption_only=True asks none")
+        if not 1 <= max_objects <= MAX_OBJECTS:
+            raise ValueError(f"max_objects must lie in 1 .. {MAX_OBJECTS}, got {max_objects}")
         check_size(size)
+        self.max_objects = max_objects
         self.split, self.length, self.size, self.seed, self.questions = split, length, size, seed, questions
         self.families = () if caption_only else _checked_families(families)
+        alone = [family for family in self.families if family in NEED_TWO]
+        if max_objects == 1 and alone and len(alone) == len(self.families):
+            raise ValueError(f"max_objects must be at least 2 for the families {', '.join(alone)}, got 1")
 
     def __len__(self) -> int:
         return self.length
@@ -85,9 +94,9 @@ class SceneDataset(Dataset[Example]):
             raise IndexError(f"index must lie in 0 .. {self.length - 1}, got {index}")
         rng = stream("scenes", self.seed, self.split, index)
         if self.families:
-            sampled, asked = ask(rng, self.split, self.families, self.questions)
+            sampled, asked = ask(rng, self.split, self.families, self.questions, self.max_objects)
         else:
-            sampled, asked = sample_scene(rng, self.split), []
+            sampled, asked = sample_scene(rng, self.split, max_objects=self.max_objects), []
         return Example(
             key=f"scenes/{self.split}/{self.seed}/{index}",
             image=draw(sampled.scene, self.size),
@@ -98,7 +107,9 @@ class SceneDataset(Dataset[Example]):
         )
 
 
-def ask(rng: Random, split: Split, families: Sequence[str], count: int) -> tuple[SampledScene, list[Question]]:
+def ask(
+    rng: Random, split: Split, families: Sequence[str], count: int, max_objects: int = MAX_OBJECTS
+) -> tuple[SampledScene, list[Question]]:
     """A scene, and questions about it in families as different as possible.
 
     Args:
@@ -106,10 +117,12 @@ def ask(rng: Random, split: Split, families: Sequence[str], count: int) -> tuple
         split: Of the scene.
         families: Names out of :data:`FAMILIES`.
         count: Number of questions; there may be fewer, but one at least.
+        max_objects: In the scene.
     """
+    families = [family for family in families if max_objects > 1 or family not in NEED_TWO]
     first = pick(rng, families)
     while True:  # every family suits at least every tenth scene
-        sampled = sample_scene(rng, split, with_glyph=first == "reading")
+        sampled = sample_scene(rng, split, with_glyph=first == "reading", max_objects=max_objects)
         turn = FAMILIES[first](sampled, rng)
         if turn is not None:
             break

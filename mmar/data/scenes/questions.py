@@ -119,6 +119,9 @@ FAMILIES: dict[str, Family] = {
     "reading": reading,
 }
 
+NEED_TWO = ("relation",)
+"""Families that ask about two objects."""
+
 _YES_NO = ("yes", "no")
 ANSWERS: dict[str, tuple[str, ...]] = {
     "existence": _YES_NO,

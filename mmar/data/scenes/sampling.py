@@ -83,7 +83,7 @@ class SampledScene:
         return HELD_OUT if self.split == "held_out" else TRAINED
 
 
-def sample_scene(rng: Random, split: Split, *, with_glyph: bool = False) -> SampledScene:
+def sample_scene(rng: Random, split: Split, *, with_glyph: bool = False, max_objects: int = MAX_OBJECTS) -> SampledScene:
     """A scene of a split.
 
     Number of objects, colours, shapes, sizes, cells, backgrounds and characters are uniform. Training and test scenes never
@@ -93,15 +93,16 @@ def sample_scene(rng: Random, split: Split, *, with_glyph: bool = False) -> Samp
         rng: Source of randomness.
         split: train, test or held_out.
         with_glyph: Print a character for sure; otherwise every fourth scene has one.
+        max_objects: Most objects; fewer than all make an easier lesson.
     """
     while True:
-        sampled = _sample(rng, split, with_glyph)
+        sampled = _sample(rng, split, with_glyph, max_objects)
         if split == "held_out" or (sampled.scene.digest() % TEST_SHARE == 0) == (split == "test"):
             return sampled
 
 
-def _sample(rng: Random, split: Split, with_glyph: bool) -> SampledScene:
-    count = 1 + int(rng.random() * MAX_OBJECTS)
+def _sample(rng: Random, split: Split, with_glyph: bool, max_objects: int) -> SampledScene:
+    count = 1 + int(rng.random() * max_objects)
     counted, pairs = _pairs(rng, split, count)
     sizes = [pick(rng, _SIZES) for _ in pairs]
     extents = [(SIZES[size], SIZES[size]) for size in sizes]
