@@ -30,7 +30,7 @@ from mmar.training.pictures import grid
 
 TEXT = ("scenes-words", "scenes-existence", "scenes-compare", "scenes-places", "scenes-looks", "scenes-text")
 """Stage 0 in parts: family after family, then all."""
-STAGES = (*TEXT, "scenes-eyes", "scenes-stage1", "scenes")
+STAGES = (*TEXT, "scenes-eyes", "scenes-several", "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 
