@@ -38,7 +38,7 @@ class ImageTokenizer(FrozenModule, ABC):
     """
 
     kind: ClassVar[str]
-    can_decode: ClassVar[bool] = True
+    can_decode: bool = True
 
     def __init__(
         self,

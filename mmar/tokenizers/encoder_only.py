@@ -27,7 +27,7 @@ class EncoderOnly(ImageTokenizer):
     """
 
     kind: ClassVar[str] = "encoder-only"
-    can_decode: ClassVar[bool] = False
+    can_decode: bool = False
     network: ImageTokenizer
 
     def __init__(self, tokenizer: ImageTokenizer, *, name: str = "vision-encoder", scale: LatentScale | None = None) -> None:

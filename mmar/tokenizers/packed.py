@@ -51,7 +51,7 @@ class PackedTokenizer(ImageTokenizer):
             image_channels=tokenizer.image_channels,
             scale=scale,
         )
-        self.can_decode = tokenizer.can_decode  # type: ignore[misc]  # of the class elsewhere, here of what is packed
+        self.can_decode = tokenizer.can_decode
 
     def settings(self) -> dict[str, Any]:
         """Arguments of the class."""

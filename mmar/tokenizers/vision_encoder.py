@@ -34,7 +34,7 @@ class VisionEncoder(ImageTokenizer):
     """
 
     kind: ClassVar[str] = "vision-encoder"
-    can_decode: ClassVar[bool] = False
+    can_decode: bool = False
     network: PreTrainedModel
 
     def __init__(

@@ -144,7 +144,7 @@ def test_captions_only() -> None:
         {"families": "colour"},
         {"max_objects": 0},
         {"max_objects": 5},
-        {"max_objects": 1, "families": ["relation"]},
+        {"max_objects": 1, "families": ["colour", "relation"]},
     ],
     ids=str,
 )

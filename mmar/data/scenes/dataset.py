@@ -49,10 +49,10 @@ class SceneDataset(Dataset[Example]):
         size: Side of the images, pixels; a multiple of 32.
         seed: Another seed, another data set. Test scenes are never training scenes, whatever the seeds.
         questions: Number per image; fewer where a scene gives no more different ones.
-        families: Families to ask for; None: all.
+        families: Families to ask for; None: all that the number of objects allows.
         caption_only: No questions.
-        max_objects: Most objects in a scene, one to four: an easier lesson to begin with. Questions that need two objects find
-            none with one.
+        max_objects: Most objects in a scene, one to four: an easier lesson to begin with. With one, the families that need
+            two are left out where ``families`` is None.
 
     Raises:
         ValueError: If an argument is out of range or not known.
@@ -81,10 +81,7 @@ class SceneDataset(Dataset[Example]):
         check_size(size)
         self.max_objects = max_objects
         self.split, self.length, self.size, self.seed, self.questions = split, length, size, seed, questions
-        self.families = () if caption_only else _checked_families(families)
-        alone = [family for family in self.families if family in NEED_TWO]
-        if max_objects == 1 and alone and len(alone) == len(self.families):
-            raise ValueError(f"max_objects must be at least 2 for the families {', '.join(alone)}, got 1")
+        self.families = () if caption_only else _checked_families(families, max_objects)
 
     def __len__(self) -> int:
         return self.length
@@ -119,7 +116,6 @@ def ask(
         count: Number of questions; there may be fewer, but one at least.
         max_objects: In the scene.
     """
-    families = [family for family in families if max_objects > 1 or family not in NEED_TWO]
     first = pick(rng, families)
     while True:  # every family suits at least every tenth scene
         sampled = sample_scene(rng, split, with_glyph=first == "reading", max_objects=max_objects)
@@ -138,10 +134,13 @@ def ask(
     return sampled, asked
 
 
-def _checked_families(families: Sequence[str] | None) -> tuple[str, ...]:
+def _checked_families(families: Sequence[str] | None, max_objects: int) -> tuple[str, ...]:
     if families is None:
-        return tuple(FAMILIES)
+        return tuple(family for family in FAMILIES if max_objects > 1 or family not in NEED_TWO)
     unknown = [family for family in families if family not in FAMILIES]
     if isinstance(families, str) or not families or unknown or len(set(families)) < len(families):
         raise ValueError(f"families must be different names among {', '.join(FAMILIES)}, got {families!r}")
+    pairs = [family for family in families if family in NEED_TWO]
+    if max_objects == 1 and pairs:
+        raise ValueError(f"max_objects must be at least 2 for the families {', '.join(pairs)}, got 1")
     return tuple(families)
