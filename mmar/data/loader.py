@@ -8,6 +8,7 @@ deprecates, and a report would have to be dug out of its state.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -91,6 +92,7 @@ class StreamLoader(Generic[T, B]):
         self._options["generator"] = torch.Generator()  # the default one would be advanced at every start and resumption
         if num_workers:
             self._options |= {"prefetch_factor": prefetch, "multiprocessing_context": start_method}
+            self._options["worker_init_fn"] = _leave_signals_to_the_main_process
         self._states: dict[int, dict[str, Any]] = {}
         self._reports: dict[int, dict[str, Any]] = {}
         self._next = 0
@@ -174,3 +176,12 @@ class _Batches(IterableDataset[_Sent]):
 def _unchanged(sent: _Sent) -> _Sent:
     """By default a DataLoader makes tensors of all arrays in a batch."""
     return sent
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and job schedulers signal a whole process group; the main process needs its workers to end its step and save.
+
+    Workers end when the main process tells them, and when it is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

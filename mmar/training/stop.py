@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+ECHO_S = 1.0
+"""Seconds in which a further signal is the same request: ``timeout`` and job schedulers send one to a process and to its group."""
 
 
 class StopRequest:
@@ -16,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked: str | None = None
+        self._asked_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -28,6 +33,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.asked is None:
+            self.asked, self._asked_at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._asked_at > ECHO_S:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name

@@ -425,8 +425,9 @@ def test_a_run_on_a_latent_cache_draws_its_first_captions(whole: Path, cache: Pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_readers_too_and_the_run_ends_well(tmp_path: Path) -> None:
-    """A terminal sends it to all processes of the run at once."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_readers_too_and_the_run_ends_well(number: signal.Signals, tmp_path: Path) -> None:
+    """A terminal and a job scheduler send it to all processes of the run at once, the latter to the first one twice."""
     folder, out = tmp_path / "run", tmp_path / "out"
     with out.open("wb") as file:
         process = subprocess.Popen(
@@ -439,10 +440,12 @@ def test_ctrl_c_reaches_the_readers_too_and_the_run_ends_well(tmp_path: Path) ->
     deadline = time.monotonic() + PATIENCE_S
     while not list_checkpoints(folder) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    process.send_signal(number)
+    time.sleep(0.05)
+    os.killpg(process.pid, number)
     assert process.wait(PATIENCE_S) == 0, out.read_text()[-2000:]
     found = load_latest(folder)[0]
     assert found is not None
     assert found.step == lines(folder)[-1]["step"]
-    assert "SIGINT: saved" in out.read_text()
+    assert f"{number.name}: saved" in out.read_text()
     assert "Traceback" not in out.read_text()
