@@ -93,6 +93,10 @@ class EmbeddingViTConfig(_Part):
         num_attention_heads: Heads; they must divide the width.
         intermediate_size: Width of the MLP; 4 times ``hidden_size`` by default.
         zero_init_residual: Let every block start as the identity, its last layers at zero: a small model sees sooner.
+        stem_layers: Convolutions of 3 x 3 before the blocks, beside the linear input layer; 0 for none, as in the paper. A small
+            model learns shapes from a fraction of the images (Xiao et al. 2021, "Early convolutions").
+        stem_width: Their channels.
+        stem_patch_size: Latents on a side of a token, which the convolutions see one by one: that of a packed image tokenizer.
     """
 
     model_type = "mmar_embedding_vit"
@@ -102,12 +106,18 @@ class EmbeddingViTConfig(_Part):
     num_attention_heads: int = 16
     intermediate_size: int | None = None
     zero_init_residual: bool = False
+    stem_layers: int = 0
+    stem_width: int = 64
+    stem_patch_size: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        self._require_positive("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "stem_width", "stem_patch_size")
+        self._require_positive(*positive)
+        if self.stem_layers < 0:
+            raise ValueError(f"stem_layers must be at least 0, got {self.stem_layers}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}"
@@ -289,6 +299,7 @@ class MMARConfig(_Part):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self._check_ids()
         self._check_objective()
+        self._check_stem()
         if not self.image_loss_weight >= 0:
             raise ValueError(f"image_loss_weight must be at least 0, got {self.image_loss_weight}")
 
@@ -326,6 +337,19 @@ class MMARConfig(_Part):
         ids = {name: getattr(self, name) for name in ("image_token_id", "boi_token_id", "eoi_token_id")}
         if len(set(ids.values())) < 3 or min(ids.values()) < 0:
             raise ValueError(f"image_token_id, boi_token_id and eoi_token_id must be different and not negative, got {ids}")
+
+    def _check_stem(self) -> None:
+        vit, channels = self.embedding_vit_config, self.image_config.channels
+        if vit.stem_layers and self.is_causal:
+            raise ValueError(
+                f"embedding_vit_config.stem_layers must be 0 for {self.image_objective!r}, got {vit.stem_layers}: convolutions "
+                "see later tokens too"
+            )
+        if vit.stem_layers and channels % vit.stem_patch_size**2:
+            raise ValueError(
+                f"embedding_vit_config.stem_patch_size must be the latents on a side of a token of {channels} numbers, got "
+                f"{vit.stem_patch_size}; 1 for an image tokenizer that is not packed"
+            )
 
     def _check_objective(self) -> None:
         if self.has_codes and self.image_config.codebook_size is None:

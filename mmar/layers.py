@@ -48,6 +48,21 @@ class ScaledLinear(Linear):
             nn.init.zeros_(self.bias)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that starts He-normal with zero bias; its weights are cast to the dtype of the input at each call."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew."""
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, in_channels, h, w)`` to ``(n, out_channels, h', w')``, in the dtype of ``x``."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._conv_forward(x, self.weight.to(x.dtype), bias)
+
+
 class LearnedTable(nn.Module):
     """``rows`` learned vectors: positions, mask token, begin and end of image, timesteps, codebook.
 
@@ -75,7 +90,7 @@ class LearnedTable(nn.Module):
 
 def initialize_leaf(module: nn.Module) -> bool:
     """Start a module of this file as its class says; False for any other module."""
-    if isinstance(module, XavierLinear | ZeroLinear | ScaledLinear | LearnedTable):
+    if isinstance(module, XavierLinear | ZeroLinear | ScaledLinear | Convolution | LearnedTable):
         module.reset_parameters()
         return True
     return False

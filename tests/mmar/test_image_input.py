@@ -212,3 +212,42 @@ def test_blocks_may_start_as_the_identity() -> None:
     assert vit(tokens, known).allclose(plain, atol=1e-6)
     vit(tokens, known).square().sum().backward()
     assert all(block.down.weight.grad.any() and block.attention.out.weight.grad.any() for block in vit.blocks)
+
+
+STEM = EmbeddingViTConfig(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, stem_layers=2, stem_width=8, stem_patch_size=2
+)
+
+
+def test_a_stem_sees_latents_where_the_packed_tokenizer_put_them() -> None:
+    """Moving an image by a whole latent moves what the convolutions see, across the borders of tokens too."""
+    latents = torch.zeros(1, 8, 8, 3)
+    latents[0, 3:5, 2:4] = torch.randn(2, 2, 3)
+    seen = []
+    stem = EmbeddingViT(STEM, 12, 16).stem
+    assert stem is not None
+    stem.out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for shift in (0, 1):
+        moved = latents.roll(shift, dims=2)
+        tokens = moved.view(1, 4, 2, 4, 2, 3).transpose(2, 3).reshape(1, 16, 12)
+        stem(tokens, torch.ones(1, 16, dtype=torch.bool))
+    inside = (slice(None), slice(None), slice(2, 6))  # away from borders, where padding is seen
+    assert seen[1][inside][..., 3:6].allclose(seen[0][inside][..., 2:5], atol=1e-6)
+    assert not seen[1][inside][..., 3:6].allclose(seen[0][inside][..., 3:6], atol=1e-2)
+
+
+def test_what_stands_at_unknown_places_has_no_influence_on_a_stem() -> None:
+    vit, tokens, known = EmbeddingViT(STEM, 12, 16), torch.randn(2, 16, 12), torch.rand(2, 16) < 0.5
+    other = torch.where(known[..., None], tokens, torch.full_like(tokens, torch.nan))
+    assert torch.equal(vit(tokens, known)[known], vit(other, known)[known])
+
+
+def test_a_stem_that_does_not_fit_is_refused() -> None:
+    fits = {"stem_layers": 1, "stem_patch_size": 2}
+    assert tiny_model("mmar", embedding_vit_config=fits).image_model.input.embedding_vit.stem is not None
+    with pytest.raises(ValueError, match=r"stem_patch_size must be .* got 3"):
+        tiny_model("mmar", embedding_vit_config={"stem_layers": 1, "stem_patch_size": 3})
+    with pytest.raises(ValueError, match=r"stem_layers must be 0 for 'causal_diffusion', got 1"):
+        tiny_model("raster", embedding_vit_config={"stem_layers": 1})
+    with pytest.raises(ValueError, match=r"stem_layers must be at least 0, got -1"):
+        EmbeddingViTConfig(stem_layers=-1)
