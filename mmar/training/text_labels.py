@@ -32,14 +32,16 @@ def text_labels(input_ids: Tensor, attention_mask: Tensor, tokenizer: PreTrained
 def answers(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """``(B, L)`` bool: the words of the assistant, and the end of each of its turns."""
     start, end = tokenizer.convert_tokens_to_ids([IM_START, IM_END])
-    header = tokenizer.encode("assistant\n", add_special_tokens=False)
-    found = torch.zeros(input_ids.shape, dtype=torch.bool)
-    for row, ids in enumerate(input_ids.tolist()):
-        inside = False
-        for column, token in enumerate(ids):
-            found[row, column] = inside
-            if token in (start, end):
-                inside = False
-            elif ids[column - len(header) : column + 1] == [start, *header]:
-                inside = True
-    return found.to(input_ids.device)
+    header = [start, *tokenizer.encode("assistant\n", add_special_tokens=False)]
+    begins = torch.zeros(input_ids.shape, dtype=torch.bool, device=input_ids.device)  # where a header ends
+    windows = input_ids.unfold(1, len(header), 1) if input_ids.shape[1] >= len(header) else None  # (B, L - h + 1, h)
+    if windows is not None:
+        begins[:, len(header) - 1 :] = (windows == torch.tensor(header, device=input_ids.device)).all(-1)
+    return _last_before(begins) > _last_before((input_ids == start) | (input_ids == end))
+
+
+def _last_before(marks: Tensor) -> Tensor:
+    """``(B, L)``: the column of the last mark before each column, -1 where there is none."""
+    columns = torch.arange(marks.shape[1], device=marks.device).expand_as(marks)
+    last = torch.where(marks, columns, -1).cummax(dim=1).values
+    return torch.nn.functional.pad(last, (1, 0), value=-1)[:, :-1]
