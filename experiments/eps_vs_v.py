@@ -57,7 +57,7 @@ PRESETS = {
     "smoke": Config((0,), Recipe(width=32, depth=1, steps=20, warmup=5), 100, 1, (4,), 1, workers=0),
     "quick": Config((0,), Recipe(width=128, depth=3, steps=700)),
     "cpu": Config((0, 1, 2), Recipe(width=192, depth=3, steps=1500)),
-    "gpu": Config((0, 1, 2), Recipe(width=1024, depth=8, steps=5000, learning_rate=3e-4), workers=0, device="cuda"),
+    "gpu": Config((0,), Recipe(width=1024, depth=8, steps=5000, learning_rate=3e-4), workers=0, device="cuda"),
 }
 
 
@@ -102,6 +102,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     jobs = run_jobs(
         run_arm, config, keys,
         units_per_job=config.recipe.steps, folder=folder, workers=config.workers, resume=resume,
+        in_keys=("seeds", "workers"),
     )  # fmt: skip
     return {
         "starts": starts(),

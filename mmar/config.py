@@ -114,7 +114,14 @@ class EmbeddingViTConfig(_Part):
         super().__post_init__(**kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "stem_width", "stem_patch_size")
+        positive = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "stem_width",
+            "stem_patch_size",
+        )
         self._require_positive(*positive)
         if self.stem_layers < 0:
             raise ValueError(f"stem_layers must be at least 0, got {self.stem_layers}")
