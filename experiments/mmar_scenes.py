@@ -1,6 +1,7 @@
 r"""What does MMAR learn of drawn scenes: which questions can it answer, and which attributes can it draw?
 
-``mmar-scenes`` (32 x 32 pixels, 16 tokens of four latents of a small KL autoencoder, v-prediction, bf16) through all stages.
+``mmar-scenes`` (32 x 32 pixels, 16 tokens of four latents of a small KL autoencoder, v-prediction, bf16) on the frozen language
+model of ``scene_words``: lessons with questions alone, then stages 1 and 2.
 Questions of eight families about test scenes and about scenes with pairs of colour and shape that training never meets;
 captions drawn by the paper's recipe in small and by a fast one, read by an exact detector. Its accuracy on real scenes, and on
 their reconstructions, stands beside.
@@ -18,19 +19,19 @@ from tqdm import tqdm
 
 from experiments.command import run_command
 from experiments.pictures import packed
+from experiments.scene_words import read_captions
 from experiments.training_runs import train_stages
 from mmar.data.example import Example
 from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset, average
-from mmar.evaluation.reading_text import ask_caption
 from mmar.evaluation.scenes import Drawn, draw_scenes, read
 from mmar.evaluation.understanding import ask, by_family, mean_accuracy
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.pictures import grid
 
-TEXT = ("scenes-words", "scenes-existence", "scenes-compare", "scenes-places", "scenes-looks", "scenes-text")
-"""Stage 0 in parts: family after family, then all."""
-STAGES = (*TEXT, "scenes-eyes", "scenes-several", "scenes-stage1", "scenes")
+LESSONS = ("scenes-place", "scenes-colour", "scenes-shape", "scenes-single", "scenes-pairs", "scenes-several")
+"""Family after family, then more and more objects."""
+STAGES = (*LESSONS, "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 
@@ -44,7 +45,7 @@ class Config:
         settings: Ways of drawing: options of ImageGenerationConfig by name.
         asked: Questions of each family and split.
         shown: Scenes on the sheets in the folder of the run (above the scene, below what was drawn), and in the record.
-        text_processes: That train stage 0 together; ``batch_size`` is that of each.
+        processes: That train together; ``batch_size`` is that of each.
         threads: Of torch; None as torch chooses.
         seed: Of training and drawing.
         device: Where it runs.
@@ -59,7 +60,7 @@ class Config:
     )
     asked: int = 250
     shown: int = 24
-    text_processes: int = 1
+    processes: int = 1
     threads: int | None = None
     seed: int = 0
     device: str = "cpu"
@@ -69,12 +70,7 @@ _FEW = (("", ("steps=2", "batch_size=4", "saving.samples_every=0")),)
 PRESETS = {
     "smoke": Config(_FEW, drawn=2, settings=(("2 x 2", (("ar_steps", 2), ("head_steps", 2))),), asked=2, shown=2, threads=1),
     "quick": Config(tuple((stage, ("steps=100",)) for stage in STAGES), drawn=40, asked=50),
-    "cpu": Config(
-        (("scenes-words", ("batch_size=16",)), *((stage, ("batch_size=24",)) for stage in TEXT[1:])),
-        asked=400,
-        drawn=200,
-        text_processes=2,
-    ),
+    "cpu": Config((("", ("batch_size=16",)),), asked=400, drawn=200, processes=2),
     "gpu": Config((("", ("batch_size=256",)),), drawn=1000, asked=1000, device="cuda"),
 }
 
@@ -83,25 +79,16 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """Train, ask, draw."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    text = train_text(config, folder, resume=resume)
-    stages = {**text, **train_stages(STAGES[len(TEXT) :], _words(config), folder=folder, resume=True)}
+    words = {name: list(given) for name, given in dict(config.overrides).items()}
+    words[""] = [*words.get("", []), f"seed={config.seed}"]
+    stages = train_stages(STAGES, words, folder=folder, resume=resume, processes=config.processes)
     pipeline = MMARPipeline.from_pretrained(folder / "scenes" / "final", device=config.device)
     return {
         "stages": stages,
         "reading": {split: _read(pipeline, config, split) for split in SPLITS},
-        "reading_captions": read_captions(pipeline, config),
+        "reading_captions": read_captions(pipeline, config.asked),
         **_draw_all(pipeline, config, folder),
     }
-
-
-def train_text(config: Config, folder: Path, *, resume: bool) -> dict[str, dict[str, Any]]:
-    """Stage 0."""
-    return train_stages(TEXT, _words(config), folder=folder, resume=resume, processes=config.text_processes)
-
-
-def _words(config: Config) -> dict[str, list[str]]:
-    words = {name: list(given) for name, given in dict(config.overrides).items()}
-    return {**words, "": [*words.get("", []), f"seed={config.seed}"]}
 
 
 def show(record: dict[str, Any]) -> str:
@@ -131,15 +118,6 @@ def _read(pipeline: MMARPipeline, config: Config, split: str) -> dict[str, Any]:
         accuracy = accuracies[family] = by_family(ask(pipeline, _all(scenes)))[family]
         families[family] = {**asdict(accuracy), "standard_error": accuracy.standard_error, "chance": CHANCE[family]}
     return {"families": families, "mean": mean_accuracy(accuracies)}
-
-
-def read_captions(pipeline: MMARPipeline, config: Config) -> dict[str, Any]:
-    """The control: what the frozen language model finds in the fullest caption, which stands in the place of the image."""
-    accuracies = {}
-    for family in tqdm(FAMILIES, desc="questions about captions"):
-        scenes = SceneDataset("test", config.asked, families=[family])
-        accuracies[family] = by_family(ask_caption(pipeline, _all(scenes)))[family]
-    return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
 
 def _draw_all(pipeline: MMARPipeline, config: Config, folder: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def scenes() -> str:
 
 def scene_words() -> str:
     """What the language model of scenes finds in captions."""
-    found = read_record("scene_words-cpu")["results"]
+    found = read_record("scene_words-gpu")["results"]
     families = found["reading_captions"]["families"]
     row = [_percent(one["right"] / one["asked"]) for one in families.values()]
     mean = _percent(found["reading_captions"]["mean"])

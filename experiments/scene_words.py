@@ -1,36 +1,87 @@
 r"""What does the small language model that ``mmar-scenes`` freezes find in a description? Stage 0 alone, and its control.
 
-The questions of all families about test scenes, with the fullest caption in the place of the image. What it does not find there
-it cannot be expected to find in an image. The presets, and the folder of the runs, are those of ``mmar_scenes``, which goes on
-from here.
+Questions of all families about test scenes, with the fullest caption in the place of the image. What it does not find there it
+cannot be expected to find in an image. It is kept as a Qwen2 folder, from which ``mmar_scenes`` starts as from a real one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from experiments.command import run_command
-from experiments.mmar_scenes import PRESETS, TEXT, Config, read_captions, train_text
-from mmar.data.scenes import CHANCE
+from experiments.training_runs import train_stages
+from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset
+from mmar.evaluation.reading_text import ask_caption
+from mmar.evaluation.understanding import by_family, mean_accuracy
 from mmar.pipeline import MMARPipeline
+from mmar.qwen2_weights import save_qwen2
 from mmar.training.loop import FINAL
+
+STAGE = "scenes-text"
+WEIGHTS = Path(__file__).parent / "weights" / "lm-scenes"
+RUNS = Path(__file__).parents[1] / "runs" / "scene_words"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One preset.
+
+    Attributes:
+        words: For the trainer.
+        asked: Captions of each family.
+        folder: Of the Qwen2 that is written.
+        processes: That train together; ``batch_size`` is that of each.
+        threads: Of torch; None as torch chooses.
+        seed: Of training.
+        device: Where it runs.
+    """
+
+    words: tuple[str, ...] = ()
+    asked: int = 400
+    folder: str = str(RUNS / "lm-scenes")
+    processes: int = 1
+    threads: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+PRESETS = {
+    "smoke": Config(("steps=2", "batch_size=4", "saving.log_every=1"), asked=2, folder=str(RUNS / "smoke"), threads=1),
+    "quick": Config(("steps=60", "batch_size=32", "saving.log_every=10"), asked=50, folder=str(RUNS / "quick")),
+    "cpu": Config(("batch_size=64",), processes=2),
+    "gpu": Config(("workers=1",), folder=str(WEIGHTS), device="cuda"),
+}
 
 
 def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
-    """Train stage 0, ask about captions."""
+    """Train stage 0, keep it as a Qwen2, ask about captions."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    runs = folder.parent / "mmar_scenes"
-    stages = train_text(config, runs, resume=resume)
-    pipeline = MMARPipeline.from_pretrained(runs / TEXT[-1] / FINAL, device=config.device)
-    return {"stages": stages, "reading_captions": read_captions(pipeline, config)}
+    words = {"": (*config.words, f"seed={config.seed}")}
+    stages = train_stages((STAGE,), words, folder=folder, resume=resume, processes=config.processes)
+    pipeline = MMARPipeline.from_pretrained(folder / STAGE / FINAL)
+    save_qwen2(pipeline.model.language_model, config.folder)
+    pipeline.processor.tokenizer.save_pretrained(config.folder)
+    return {"stages": stages, "reading_captions": read_captions(pipeline.to(config.device), config.asked)}
 
 
-def show(record: dict[str, Any]) -> str:
-    """Stages, then families."""
+def read_captions(pipeline: MMARPipeline, asked: int) -> dict[str, Any]:
+    """What a frozen language model finds in the fullest caption, which stands in the place of the image."""
+    accuracies = {}
+    for family in tqdm(FAMILIES, desc="questions about captions"):
+        scenes = SceneDataset("test", asked, families=[family])
+        accuracies[family] = by_family(ask_caption(pipeline, [scenes[i] for i in range(asked)]))[family]
+    return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
+
+
+def show(record: Mapping[str, Any]) -> str:
+    """The stage, then families."""
     found = record["results"]
     lines = [f"{name:20}{s['steps']:6d} steps {s['training_s'] / 60:6.1f} min" for name, s in found["stages"].items()]
     lines.append(f"\n{'captions':20}{'right':>8}{'chance':>8}")

@@ -93,8 +93,8 @@ class EmbeddingViTConfig(_Part):
         num_attention_heads: Heads; they must divide the width.
         intermediate_size: Width of the MLP; 4 times ``hidden_size`` by default.
         zero_init_residual: Let every block start as the identity, its last layers at zero: a small model sees sooner.
-        stem_layers: Convolutions of 3 x 3 before the blocks, beside the linear input layer; 0 for none, as in the paper. A small
-            model learns shapes from a fraction of the images (Xiao et al. 2021, "Early convolutions").
+        stem_layers: Convolutions of 3 x 3 before the blocks, beside the linear input layer (Xiao et al. 2021, "Early
+            convolutions"); 0 for none, as in the paper.
         stem_width: Their channels.
         stem_patch_size: Latents on a side of a token, which the convolutions see one by one: that of a packed image tokenizer.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from transformers import AutoConfig, Qwen2Config
+from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 from mmar.language_model import MMARTextModel
 from mmar.weight_files import TensorSource, copy_strictly
@@ -59,6 +61,37 @@ def load_qwen2_weights(text_model: MMARTextModel, source: Mapping[str, Tensor] |
     targets = {own: tensor for own, tensor in text_model.state_dict().items() if ".lora_" not in own}
     copy_strictly(body.renamed(names), targets, remedy="build the model with the text_config of this checkpoint")
     return tensors.read(LM_HEAD) if LM_HEAD in tensors.shapes else None
+
+
+def save_qwen2(text_model: MMARTextModel, folder: str | Path, *, lm_head: Tensor | None = None) -> None:
+    """Write the frozen language model, without the expert, as transformers writes a Qwen2: what a new model can start from.
+
+    Args:
+        text_model: Whose base weights are written, in their dtype.
+        folder: Made where it is not there.
+        lm_head: ``(vocab, hidden)`` where the configuration does not tie it to the embedding.
+
+    Raises:
+        ValueError: If the configuration unties the head and there is none.
+    """
+    config = text_model.config
+    if lm_head is None and not config.tie_word_embeddings:
+        raise ValueError("lm_head must be given where tie_word_embeddings is False, got None; pass model.lm_head.weight")
+    state, weight = text_model.state_dict(), text_model.embed_tokens.weight
+    with torch.device("meta"):
+        plain = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(config, name) for name in _fields()}))
+    tensors = {f"model.{name}": state[own].clone() for name, own in qwen2_key_map(text_model).items()}
+    tensors[LM_HEAD] = tensors["model.embed_tokens.weight"] if lm_head is None else lm_head.detach()
+    plain.load_state_dict(tensors, assign=True)
+    plain.tie_weights()
+    plain.to(weight.dtype).save_pretrained(folder)
+
+
+def _fields() -> list[str]:
+    """What a Qwen2 knows of itself."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = [field.name for field in dataclasses.fields(Qwen2Config) if field.name not in inherited]
+    return [*own, "eos_token_id", "pad_token_id", "bos_token_id"]
 
 
 def _check_config(ours: Qwen2Config, theirs: Qwen2Config) -> None:

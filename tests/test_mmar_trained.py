@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments import command, mmar_digits, mmar_scenes, scene_tokenizers, scene_words, training_runs
 from experiments.pictures import unpacked
+from mmar.model import MMARForConditionalGeneration
 from paper_figures import figure6
 
 
@@ -56,8 +58,11 @@ def test_scenes_are_trained_asked_and_drawn(
 def test_words_of_scenes_are_trained_and_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small = replace(scene_words.PRESETS["smoke"], folder=str(tmp_path / "lm"))
+    monkeypatch.setitem(scene_words.PRESETS, "smoke", small)
     found = run(scene_words, "scene_words", tmp_path, monkeypatch)["results"]
-    assert list(found["stages"]) == list(mmar_scenes.TEXT)
+    assert list(found["stages"]) == [scene_words.STAGE]
+    assert MMARForConditionalGeneration.from_qwen2(tmp_path / "lm", preset="mmar-scenes").config.image_token_id == 4
     assert {one["asked"] for one in found["reading_captions"]["families"].values()} == {2}
     assert "captions" in capsys.readouterr().out
     again = run(scene_words, "scene_words", tmp_path, monkeypatch, "--resume")["results"]

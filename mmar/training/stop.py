@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 ECHO_S = 1.0
-"""Seconds in which a further signal is the same request: ``timeout`` and job schedulers send one to a process and to its group."""
+"""Seconds in which a further signal is the same request: job schedulers send one to a process and to its group."""
 
 
 class StopRequest:

@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from mmar.config import MMARConfig, PLoRAConfig
 from mmar.language_model import MMARTextModel
 from mmar.plora import TARGETS, image_expert_parameters
-from mmar.qwen2_weights import load_qwen2_weights, qwen2_key_map
+from mmar.qwen2_weights import load_qwen2_weights, qwen2_key_map, save_qwen2
 
 
 def plain_qwen2(*, tied: bool = True) -> Qwen2ForCausalLM:
@@ -175,3 +175,25 @@ def test_a_model_without_memory() -> None:
         model = MMARTextModel(tiny_config(), PLoRAConfig(rank=2))
     with pytest.raises(ValueError, match="must have memory to load into, got parameters on the meta device"):
         load_qwen2_weights(model, plain_qwen2().state_dict())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_frozen_model_is_written_as_a_plain_qwen2(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
+    plain = plain_qwen2(tied=tied).to(dtype)
+    model = MMARTextModel(tiny_config(tie_word_embeddings=tied), PLoRAConfig(rank=2)).to(dtype).eval()
+    head = load_qwen2_weights(model, plain.state_dict())
+    save_qwen2(model, tmp_path / "a", lm_head=None if tied else head)
+    back = Qwen2ForCausalLM.from_pretrained(tmp_path / "a")
+    assert back.dtype is dtype
+    state = plain.state_dict()
+    assert back.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in back.state_dict().items())
+    assert back.config.rope_parameters == plain.config.rope_parameters
+    assert (back.config.eos_token_id, back.config.pad_token_id) == (plain.config.eos_token_id, plain.config.pad_token_id)
+
+
+def test_a_head_of_its_own_is_not_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lm_head must be given where tie_word_embeddings is False, got None"):
+        save_qwen2(MMARTextModel(tiny_config(tie_word_embeddings=False), None), tmp_path)
+    assert not list(tmp_path.iterdir())
