@@ -62,7 +62,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(drawn=1, head_steps=2), steps=3, scans=4, workers=0),
     "quick": Config((0,), QUICK, Amount(drawn=10, head_steps=25), steps=25, scans=40),
-    "cpu": Config(),
+    "cpu": Config((0, 1)),
     "gpu": Config(recipe=GPU, scans=400, workers=0, device="cuda"),
 }
 
