@@ -213,5 +213,5 @@ def test_figure_3a_shows_the_record() -> None:
 
 
 def test_a_missing_record_names_the_command() -> None:
-    with pytest.raises(FileNotFoundError, match=r"python experiments/eps_vs_v\.py --preset quick"):
-        figure3a.main(["--record", "eps_vs_v-quick"])
+    with pytest.raises(FileNotFoundError, match=r"python experiments/eps_vs_v\.py --preset missing"):
+        figure3a.main(["--record", "eps_vs_v-missing"])
