@@ -43,7 +43,7 @@ def draw(record: dict[str, Any]) -> Figure:
         ax.set_axisbelow(True)
     fig.supxlabel("noise level $t$ of the image that is read", fontsize=8)
     fig.supylabel("right answers, per cent", fontsize=8)
-    axes[0].legend(loc="lower left", fontsize=6)
+    axes[1].legend(loc="lower left", fontsize=6)  # below the line of chance there
     return fig
 
 
