@@ -50,6 +50,43 @@ def speed_quality() -> str:
     return table([*header, "Frechet distance", "recognised", "recall", "as good as the full recipe"], rows)
 
 
+_WAYS = {
+    "float32": "float32",
+    "forward": "bf16 forward, float32 step",
+    "state": "float32 forward, bf16 step and state",
+    "everything": "everything bf16",
+}
+
+
+def sampler_precision() -> str:
+    """Errors of final tokens predicted and measured, and what is drawn, by what computes in bf16."""
+    record = "sampler_precision-cpu"
+    if not _exists(record):
+        return _missing(record)
+    found, seeds = _results(record), len(read_record(record)["config"]["seeds"])
+    rows = []
+    for name, arm in found["arms"].items():
+        for way, drawn in arm["drawing"].items():
+            cells = ["", "", ""]
+            if way in arm["errors"]:
+                error = arm["errors"][way]
+                cells = [number(error[key], seeds) for key in ("predicted", "measured")]
+                cells.append(_ratio(error["measured"]["mean"], error["predicted"]["mean"]))
+            rows.append(
+                [
+                    f"{ARMS[name].label}; {_WAYS[way]}",
+                    *cells,
+                    percent(drawn["recognised"], seeds),
+                    number(drawn["frechet"], seeds),
+                ]
+            )
+    return table(["head; sampler", "error predicted", "measured", "ratio", "recognised", "Frechet"], rows)
+
+
+def _ratio(measured: float | None, predicted: float | None) -> str:
+    return "" if measured is None or not predicted else f"{measured / predicted:.2f}"
+
+
 def _arms(record: str) -> str:
     if not _exists(record):
         return _missing(record)
