@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoTokenizer, GenerationConfig, Qwen2Config
 
 from mmar.config import MMARConfig
 from mmar.language_model import MMARTextModel
 from mmar.processing.text_tokenizer import add_image_tokens
-from mmar.qwen2_weights import load_qwen2_weights
+from mmar.qwen2_weights import load_qwen2_weights, qwen2_fields
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
@@ -82,9 +81,7 @@ def _qwen2_fields(folder: Path) -> dict[str, Any]:
         raise ValueError(f"model_type in {path} must be qwen2, got {written.get('model_type')!r}; use a folder of plain Qwen2")
     if written.get("quantization_config") is not None:
         raise ValueError(f"{path} must be that of unquantized weights, got a quantization_config; use the folder in bf16")
-    config = Qwen2Config.from_dict(written)
-    own = {field.name for field in dataclasses.fields(Qwen2Config)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
-    return {name: getattr(config, name) for name in sorted(own)}
+    return qwen2_fields(Qwen2Config.from_dict(written))
 
 
 def _image_ids(folder: Path, vocab_size: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,12 @@ def load_qwen2_weights(text_model: MMARTextModel, source: Mapping[str, Tensor] |
     return tensors.read(LM_HEAD) if LM_HEAD in tensors.shapes else None
 
 
+def qwen2_fields(config: Qwen2Config) -> dict[str, Any]:
+    """What only a ``Qwen2Config`` knows, without what every configuration of transformers has."""
+    own = {field.name for field in dataclasses.fields(Qwen2Config)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    return {name: getattr(config, name) for name in sorted(own)}
+
+
 def save_qwen2(text_model: MMARTextModel, folder: str | Path, *, lm_head: Tensor | None = None) -> None:
     """Write the frozen language model, without the expert, as transformers writes a Qwen2: what a new model can start from.
 
@@ -79,19 +86,12 @@ def save_qwen2(text_model: MMARTextModel, folder: str | Path, *, lm_head: Tensor
         raise ValueError("lm_head must be given where tie_word_embeddings is False, got None; pass model.lm_head.weight")
     state, weight = text_model.state_dict(), text_model.embed_tokens.weight
     with torch.device("meta"):
-        plain = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(config, name) for name in _fields()}))
+        plain = Qwen2ForCausalLM(Qwen2Config(**qwen2_fields(config)))
     tensors = {f"model.{name}": state[own].clone() for name, own in qwen2_key_map(text_model).items()}
     tensors[LM_HEAD] = tensors["model.embed_tokens.weight"] if lm_head is None else lm_head.detach()
     plain.load_state_dict(tensors, assign=True)
     plain.tie_weights()
     plain.to(weight.dtype).save_pretrained(folder)
-
-
-def _fields() -> list[str]:
-    """What a Qwen2 knows of itself."""
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    own = [field.name for field in dataclasses.fields(Qwen2Config) if field.name not in inherited]
-    return [*own, "eos_token_id", "pad_token_id", "bos_token_id"]
 
 
 def _check_config(ours: Qwen2Config, theirs: Qwen2Config) -> None:
