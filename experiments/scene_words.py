@@ -23,7 +23,8 @@ from mmar.pipeline import MMARPipeline
 from mmar.qwen2_weights import save_qwen2
 from mmar.training.loop import FINAL
 
-STAGE = "scenes-text"
+STAGES = ("scenes-text", "scenes-repeats", "scenes-terse", "scenes-words")
+"""Questions; random words said again; terse descriptions told again; all questions, about descriptions in both wordings."""
 WEIGHTS = Path(__file__).parent / "weights" / "lm-scenes"
 RUNS = Path(__file__).parents[1] / "runs" / "scene_words"
 
@@ -33,7 +34,7 @@ class Config:
     """One preset.
 
     Attributes:
-        words: For the trainer.
+        words: For the trainer by stage; "" for all stages.
         asked: Captions of each family.
         folder: Of the Qwen2 that is written.
         processes: That train together; ``batch_size`` is that of each.
@@ -42,7 +43,7 @@ class Config:
         device: Where it runs.
     """
 
-    words: tuple[str, ...] = ()
+    words: tuple[tuple[str, tuple[str, ...]], ...] = ()
     asked: int = 400
     folder: str = str(RUNS / "lm-scenes")
     processes: int = 1
@@ -52,10 +53,13 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(("steps=2", "batch_size=4", "saving.log_every=1"), asked=2, folder=str(RUNS / "smoke"), threads=1),
-    "quick": Config(("steps=60", "batch_size=32", "saving.log_every=10"), asked=50, folder=str(RUNS / "quick")),
-    "cpu": Config(("batch_size=64",), processes=2),
-    "gpu": Config(("workers=1",), folder=str(WEIGHTS), device="cuda"),
+    "smoke": Config((("", ("steps=2", "batch_size=4", "saving.log_every=1")),), asked=2, folder=str(RUNS / "smoke"), threads=1),
+    "quick": Config((("", ("steps=60", "batch_size=32", "saving.log_every=10")),), asked=50, folder=str(RUNS / "quick")),
+    "cpu": Config(
+        (("", ("batch_size=64",)), ("scenes-repeats", ("batch_size=32",))),
+        processes=2,
+    ),
+    "gpu": Config((("", ("workers=1",)),), folder=str(WEIGHTS), device="cuda"),
 }
 
 
@@ -63,9 +67,10 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """Train stage 0, keep it as a Qwen2, ask about captions."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    words = {"": (*config.words, f"seed={config.seed}")}
-    stages = train_stages((STAGE,), words, folder=folder, resume=resume, processes=config.processes)
-    pipeline = MMARPipeline.from_pretrained(folder / STAGE / FINAL)
+    words = dict(config.words)
+    words[""] = (*words.get("", ()), f"seed={config.seed}")
+    stages = train_stages(STAGES, words, folder=folder, resume=resume, processes=config.processes)
+    pipeline = MMARPipeline.from_pretrained(folder / STAGES[-1] / FINAL)
     save_qwen2(pipeline.model.language_model, config.folder)
     pipeline.processor.tokenizer.save_pretrained(config.folder)
     return {"stages": stages, "reading_captions": read_captions(pipeline.to(config.device), config.asked)}

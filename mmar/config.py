@@ -207,7 +207,8 @@ class NoiseScheduleConfig(_Part):
         name: cosine (the paper's figure 3A fits it), linear, scaled_linear or rectified_flow.
         num_train_timesteps: Steps.
         zero_terminal_snr: Rescale so that the last step is pure noise; an error for epsilon.
-        image_first_timesteps: Transfusion-like only: images that are read are noised below this timestep (appendix A.1).
+        image_first_timesteps: Transfusion-like models, and ``noised_context``: images that are read are noised below this
+            timestep (appendix A.1).
     """
 
     model_type = "mmar_noise_schedule"
@@ -267,6 +268,8 @@ class MMARConfig(_Part):
         plora_config: Image expert.
         image_objective: See :data:`ImageObjective`.
         image_positions: shared: all tokens of an image have one RoPE position (the paper); sequential: the ablation.
+        noised_context: Read images noised in training, below ``schedule_config.image_first_timesteps``; the ablation of
+            masked_diffusion's clean context. False for the paper's MMAR.
         image_loss_weight: lambda in ``text loss + lambda image loss`` (eq. 4 has 1).
         image_token_id: Placeholder of an image token in ``input_ids``.
         boi_token_id: Begin of image.
@@ -293,6 +296,7 @@ class MMARConfig(_Part):
     plora_config: Any = None
     image_objective: ImageObjective = "masked_diffusion"
     image_positions: Literal["shared", "sequential"] = "shared"
+    noised_context: bool = False
     image_loss_weight: float | int = 1.0
     image_token_id: int = 151646
     boi_token_id: int = 151647
@@ -365,6 +369,10 @@ class MMARConfig(_Part):
             raise ValueError(
                 f"image_config.codebook_size must be None for {self.image_objective!r}, got {self.image_config.codebook_size}; "
                 "codes are modelled by masked_codes or causal_codes"
+            )
+        if self.noised_context and self.image_objective != "masked_diffusion":
+            raise ValueError(
+                f"noised_context must be False for {self.image_objective!r}, got True; it is the ablation of masked_diffusion"
             )
         at_pure_noise = self.schedule_config.zero_terminal_snr
         if at_pure_noise and abs(float(self.param.sin_theta(self.schedule_config.build().phi[-1]))) < 1e-12:

@@ -18,7 +18,8 @@ class ImageBatch:
         tokens: ``(n, N, C)`` float values, or ``(n, N)`` long codes.
         known: ``(n, N)`` bool: which tokens the model may read.
         targets: ``(n,)`` bool: which images are generated, not only read.
-        timesteps: ``(n,)`` long noise level of each image, whole-image diffusion only; None: as training or reading needs.
+        timesteps: ``(n,)`` long noise level of each image, for models that read noised images; None: as training or reading
+            needs.
     """
 
     tokens: Tensor
@@ -78,8 +79,11 @@ def image_batch(
     if bool((~known.all(-1) & ~targets).any()):
         raise ValueError("targets must be True for images with unknown tokens, got False; an image that is read is known")
     if timesteps is not None:
-        if config.image_objective != "whole_image_diffusion":
-            raise ValueError(f"timesteps must be None for {config.image_objective!r}; whole_image_diffusion alone has them")
+        if config.image_objective != "whole_image_diffusion" and not config.noised_context:
+            raise ValueError(
+                f"timesteps must be None for {config.image_objective!r}, which reads clean images; whole_image_diffusion and "
+                "noised_context have them"
+            )
         _check(timesteps, "timesteps", shape[:1], torch.int64)
     return ImageBatch(tokens, known, targets, timesteps)
 

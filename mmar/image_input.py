@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from mmar.config import MMARConfig
 from mmar.embedding_vit import EmbeddingViT
+from mmar.image_batch import ImageBatch
 from mmar.layers import LearnedTable, ScaledLinear
+from mmar.noise_draws import Generators, draw_image_noise
 from mmar.projectors import Projector
 
 
@@ -58,6 +60,24 @@ class KnownTokensInput(nn.Module):
         seen = self.embedding_vit(tokens, known)  # (n, N, D)
         h = torch.where(known[..., None], seen, self.mask_token.weight.to(seen.dtype))  # (n, N, D)
         return self.projector(h + self.position.weight)  # (n, N, H)
+
+
+class ContextNoise(nn.Module):
+    """What MMAR's clean context is compared with: images are read noised, each at a level of its own below
+    ``image_first_timesteps``, as a transfusion-like model reads them (appendix A.1); all else is MMAR. The level is not told.
+    """
+
+    def __init__(self, config: MMARConfig) -> None:
+        super().__init__()
+        self.config = config.schedule_config
+
+    def forward(self, images: ImageBatch, generator: Generators = None) -> Tensor:
+        """``(n, N, C)`` noised tokens, at the timesteps that the images were given or at random ones."""
+        schedule = self.config.build()
+        uniform, eps = draw_image_noise(images.tokens.shape, generator)
+        drawn = schedule.timesteps[(uniform * self.config.image_first_timesteps).long()]  # (n,)
+        timesteps = drawn if images.timesteps is None else images.timesteps.cpu()
+        return schedule.add_noise(images.tokens.float(), eps.to(images.tokens.device), timesteps)
 
 
 class NoisyTokensInput(nn.Module):

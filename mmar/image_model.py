@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mmar.config import MMARConfig
 from mmar.image_batch import ImageBatch
 from mmar.image_head import CodebookHead, DiffusionTokenHead, ImageLoss, WholeImageHead
-from mmar.image_input import ClearTokensInput, KnownTokensInput, NoisyTokensInput
-from mmar.noise_draws import Generators
+from mmar.image_input import ClearTokensInput, ContextNoise, KnownTokensInput, NoisyTokensInput
+from mmar.noise_draws import Generators, draw_image_noise
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,14 @@ class TokenModel(ImageModel):
         super().__init__()
         self.is_causal = config.is_causal
         self.input = KnownTokensInput(config)
+        self.noise = ContextNoise(config) if config.noised_context else None
         self.head = CodebookHead(config) if config.has_codes else DiffusionTokenHead(config)
 
     def encode(self, images: ImageBatch, generator: Generators = None) -> Encoded:
         """Features of known and mask tokens."""
-        return Encoded(self.input(images.tokens, images.known))
+        if self.noise is None or not (self.training or images.timesteps is not None):
+            return Encoded(self.input(images.tokens, images.known))
+        return Encoded(self.input(self.noise(images, generator), images.known))
 
     def loss(
         self,
@@ -108,7 +111,7 @@ class WholeImageModel(ImageModel):
         if given is None and not (self.training or bool(images.targets.any())):
             at_zero = torch.zeros(len(images), dtype=torch.int64, device=device)
             return Encoded(self.input(images.tokens.float(), at_zero))
-        limit, uniform, eps = self._limits(images.targets), *self._draw(images, generator)
+        limit, uniform, eps = self._limits(images.targets), *draw_image_noise(images.tokens.shape, generator)
         drawn = self.head.schedule.timesteps[(uniform * limit).long()]  # (n,)
         timesteps = drawn if given is None else given.cpu()  # (n,)
         eps = eps.to(device)  # (n, N, C)
@@ -133,15 +136,6 @@ class WholeImageModel(ImageModel):
         """``(n,)``: below which step of the schedule each image is noised."""
         steps = torch.tensor([self.schedule_config.image_first_timesteps, self.schedule_config.num_train_timesteps])
         return steps[targets.cpu().long()]
-
-    def _draw(self, images: ImageBatch, generator: Generators) -> tuple[Tensor, Tensor]:
-        """``(n,)`` uniform numbers and ``(n, N, C)`` noise, on the CPU."""
-        n, event = len(images), images.tokens.shape[1:]
-        if not isinstance(generator, Sequence):
-            uniform = torch.rand(n, generator=generator, dtype=torch.float64)
-            return uniform, torch.randn(images.tokens.shape, generator=generator)
-        uniforms = [torch.rand((), generator=source, dtype=torch.float64) for source in generator]
-        return torch.stack(uniforms), torch.stack([torch.randn(event, generator=source) for source in generator])
 
 
 class ReadOnlyModel(ImageModel):

@@ -149,7 +149,7 @@ class MMARForConditionalGeneration(TextGenerationMixin, CheckpointedModel):
             image_tokens: ``(n, N, C)`` latents of unit scale, or ``(n, N)`` codes; also grouped by row ``(B, I, N, ...)``.
             known: ``(n, N)`` bool, the tokens that may be read; None: all.
             image_targets: ``(n,)`` bool, the images that are drawn; None: those with unknown tokens.
-            image_timesteps: ``(n,)`` noise levels, transfusion-like only.
+            image_timesteps: ``(n,)`` noise levels, for models that read noised images.
             labels: ``(B, L)`` text to predict, -100 elsewhere; begin and end of image are no text.
             timesteps_per_token: K; as configured by default.
             loss_weights: Factors on the text and the image loss in their sum, for means over more than this batch.

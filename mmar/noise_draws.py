@@ -56,3 +56,11 @@ def draw_noise_per_image(steps: int, rows: Sequence[int], channels: int, generat
     check_generators(generators, len(rows))
     drawn = [draw_noise(steps, n, channels, source) for n, source in zip(rows, generators, strict=True)]
     return NoiseDraws(torch.cat([d.index for d in drawn]), torch.cat([d.eps for d in drawn]))
+
+
+def draw_image_noise(shape: torch.Size, generator: Generators = None) -> tuple[Tensor, Tensor]:
+    """One noise level for each image: ``(n,)`` float64 uniform in [0, 1), and noise of ``shape (n, ...)``, on the CPU."""
+    if not isinstance(generator, Sequence):
+        return torch.rand(shape[0], generator=generator, dtype=torch.float64), torch.randn(shape, generator=generator)
+    uniforms = [torch.rand((), generator=source, dtype=torch.float64) for source in generator]
+    return torch.stack(uniforms), torch.stack([torch.randn(shape[1:], generator=source) for source in generator])

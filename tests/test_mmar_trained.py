@@ -61,7 +61,7 @@ def test_words_of_scenes_are_trained_and_asked_about(
     small = replace(scene_words.PRESETS["smoke"], folder=str(tmp_path / "lm"))
     monkeypatch.setitem(scene_words.PRESETS, "smoke", small)
     found = run(scene_words, "scene_words", tmp_path, monkeypatch)["results"]
-    assert list(found["stages"]) == [scene_words.STAGE]
+    assert list(found["stages"]) == list(scene_words.STAGES)
     assert MMARForConditionalGeneration.from_qwen2(tmp_path / "lm", preset="mmar-scenes").config.image_token_id == 4
     assert {one["asked"] for one in found["reading_captions"]["families"].values()} == {2}
     assert "captions" in capsys.readouterr().out

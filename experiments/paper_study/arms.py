@@ -91,6 +91,7 @@ ABLATIONS = _named(
     Arm("sample", "clean-token head", options=_head("prediction_type=sample")),
     Arm("raster", "raster order, causal image", "raster"),
     Arm("sequential", "a position for each token", options=("model.options.image_positions=sequential",)),
+    Arm("noised_context", "reads noised images", options=("model.options.noised_context=true",)),
     Arm("bf16_then_float32", "bf16, then float32 in stage 2", stage2=("precision=float32",)),
     Arm("float32_then_bf16", "float32, then bf16 in stage 2", precision="float32", stage2=("precision=bf16",)),
     *(

@@ -46,7 +46,7 @@ class DataSource:
     """One source of examples.
 
     Attributes:
-        kind: digits, scenes, folder, llava, shards or latents.
+        kind: digits, scenes, repeats (of words of scenes, for stage 0), folder, llava, shards or latents.
         path: Folder, file or shard pattern, where the kind has one.
         split: Where the kind has splits.
         weight: Share among the sources.

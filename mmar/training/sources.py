@@ -14,7 +14,7 @@ from mmar.data.folder import FolderDataset
 from mmar.data.images import ImageLimits
 from mmar.data.latent_dataset import LatentDataset
 from mmar.data.order import StreamSettings
-from mmar.data.scenes import SceneDataset
+from mmar.data.scenes import RepeatedWords, SceneDataset
 from mmar.data.shards import ShardStream
 from mmar.data.skipped import Skipped
 from mmar.data.stream import ExampleStream, Stream
@@ -23,7 +23,7 @@ from mmar.tokenizers import ImageTokenizer
 from mmar.training.config import DataSource
 from mmar.training.tasks import as_text
 
-KINDS = ("digits", "scenes", "folder", "llava", "shards", "latents")
+KINDS = ("digits", "scenes", "repeats", "folder", "llava", "shards", "latents")
 
 
 class Concatenated(Dataset[Any]):
@@ -82,6 +82,8 @@ def make_dataset(source: DataSource, tokenizer: ImageTokenizer | None = None, *,
         return DigitDataset(source.split, **_options(source, DigitDataset, "split"))  # type: ignore[arg-type]
     if source.kind == "scenes":
         return SceneDataset(source.split, **_options(source, SceneDataset, "split"))  # type: ignore[arg-type]
+    if source.kind == "repeats":
+        return RepeatedWords(**_options(source, RepeatedWords))
     if source.kind == "folder":
         from_folder = FolderDataset.from_folder
         return from_folder(_path(source), strict=strict, **_options(source, from_folder, "folder", "strict"))

@@ -146,3 +146,15 @@ def check_caption(text: str, scene: Plain) -> None:
     rest = re.sub(item, "", re.sub(rf"the (digit|letter) \w(?: (?:at|on|in) the ({PLACE}))?", "", text))
     words = set(re.findall(r"\w+", rest)) - {"a", "and", "with", "on", "background", "image", "that", "shows"}
     assert words == {scene["background"]}, text
+
+
+def check_terse(text: str, scene: Plain) -> None:
+    """Raise unless a terse caption tells exactly what is there."""
+    ground, things = text.split(": ")
+    assert ground == scene["background"]
+    printed = [] if scene["glyph"] is None else [scene["glyph"]]
+    expected = Counter((*looks(o), place(o)) for o in scene["objects"])
+    expected.update(("digit" if g["character"].isdigit() else "letter", g["character"], place(g)) for g in printed)
+    forms = rf"(small|large) ({COLOUR}) ({SHAPE}) ({PLACE})", rf"(digit|letter) (\w) ({PLACE})"
+    found = [next(match for form in forms if (match := re.fullmatch(form, one))) for one in things.split(", ")]
+    assert Counter(match.groups() for match in found) == expected, text

@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
-from scene_reader import COLOUR, NUMBERS, SHAPE, SIDE, answer, check_caption, place
+from scene_reader import COLOUR, NUMBERS, SHAPE, SIDE, answer, check_caption, check_terse, place
 from scipy import stats
 
 from mmar.data import SceneDataset
 from mmar.data.draws import stream
-from mmar.data.scenes import ANSWERS, CHANCE, FAMILIES, ask
+from mmar.data.scenes import ANSWERS, CHANCE, FAMILIES, RepeatedWords, ask
 from mmar.data.scenes.vocabulary import SPLITS, Split
 
 
@@ -31,6 +31,49 @@ def test_captions_tell_exactly_what_is_there(split: Split) -> None:
 def test_the_caption_tells_places() -> None:
     for example in SceneDataset("test", 100, caption_only=True):
         assert all(place(o) in example.caption for o in example.meta["scene"]["objects"])
+
+
+def test_terse_captions_are_told_again_in_other_orders() -> None:
+    moved = 0
+    for example in SceneDataset("train", 200, caption_only=True, wording="terse"):
+        for text in (example.caption, *example.captions):
+            check_terse(text, example.meta["scene"])
+        moved += len({example.caption, *example.captions}) > 1
+    assert moved > 100  # of one thing there is one order
+
+
+def test_retold_captions_are_terse_half_of_the_time_and_told_again_in_both_wordings() -> None:
+    terse = 0
+    for example in SceneDataset("train", 200, caption_only=True, wording="retold"):
+        scene, (short, full) = example.meta["scene"], example.captions
+        check_terse(short, scene)
+        check_caption(full, scene)
+        assert all(place(o) in full for o in scene["objects"])
+        is_terse = "background" not in example.caption
+        (check_terse if is_terse else check_caption)(example.caption, scene)
+        terse += is_terse
+    assert 70 < terse < 130
+
+
+def test_wording_changes_nothing_but_captions() -> None:
+    plain, terse = (SceneDataset("test", 5, wording=wording)[3] for wording in ("plain", "terse"))
+    assert (plain.turns, plain.meta, plain.image) == (terse.turns, terse.meta, terse.image)
+    with pytest.raises(ValueError, match=r"wording must be one of plain, terse, retold, got 'short'"):
+        SceneDataset("test", 5, wording="short")  # type: ignore[arg-type]
+
+
+def test_repeated_words_are_said_again() -> None:
+    rows = [RepeatedWords(200, seed=1)[i] for i in range(200)]
+    for row in rows:
+        words = (row.caption or "").split()
+        assert 6 <= len(words) == len(set(words)) <= 23
+        assert row.turns == (("say it again.", row.caption),)
+    assert {len((row.caption or "").split()) for row in rows} == set(range(6, 24))
+    assert rows[3] == RepeatedWords(4, seed=1)[3] != RepeatedWords(4, seed=2)[3]
+    with pytest.raises(IndexError, match=r"index must lie in 0 .. 3, got 4"):
+        RepeatedWords(4)[4]
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        RepeatedWords(0)
 
 
 def test_a_caption_of_another_scene_is_found_out() -> None:

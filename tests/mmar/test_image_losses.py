@@ -240,6 +240,40 @@ def test_images_that_are_only_read_are_clean_outside_training(name: str) -> None
     assert out.image_count == 3 * COUNT
 
 
+def test_a_noised_context_is_read_noised() -> None:
+    """The same weights as MMAR: features are those of noised tokens, in training below the limit."""
+    limits = {"schedule_config": {"num_train_timesteps": 8, "image_first_timesteps": 4}}
+    plain, noised = tiny_model(**limits), tiny_model(noised_context=True, **limits)
+    assert plain.state_dict().keys() == noised.state_dict().keys()
+    tokens, known = some_tokens(plain, 3), some_known(3)
+    schedule, targets = plain.config.schedule_config.build(), torch.tensor([True] * 3)
+
+    def features(model: MMARForConditionalGeneration, values: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        batch = ImageBatch(values, known, targets, timesteps)
+        return model.image_model.encode(batch, seeded(5, 6, 7)).features
+
+    levels = torch.tensor([0, 3, 7])
+    uniforms, eps = (torch.stack(parts) for parts in zip(*(uniform_and_noise(s) for s in seeded(5, 6, 7)), strict=True))
+    with torch.no_grad():
+        assert torch.equal(features(noised, tokens), features(plain, tokens))  # asked, not trained: clean
+        given = features(noised, tokens, levels)
+        assert torch.equal(given, features(plain, schedule.add_noise(tokens, eps, schedule.timesteps[levels])))
+        noised.train(), plain.train()
+        drawn = schedule.timesteps[(uniforms * 4).long()]
+        assert torch.equal(features(noised, tokens), features(plain, schedule.add_noise(tokens, eps, drawn)))
+        assert not torch.equal(features(noised, tokens), features(plain, tokens))
+
+
+def uniform_and_noise(source: torch.Generator) -> tuple[Tensor, Tensor]:
+    return torch.rand((), generator=source, dtype=torch.float64), torch.randn(COUNT, CHANNELS, generator=source)
+
+
+def test_only_masked_diffusion_has_a_noised_context() -> None:
+    for name in ("transfusion", "raster", "vq"):
+        with pytest.raises(ValueError, match="noised_context must be False for"):
+            tiny_model(name, noised_context=True)
+
+
 def test_the_time_table_goes_by_steps_whatever_the_timesteps_are_called() -> None:
     model = tiny_model("transfusion", schedule_config={"name": "rectified_flow"})
     schedule = model.config.schedule_config.build()

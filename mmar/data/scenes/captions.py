@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from mmar.data.draws import pick, some
 from mmar.data.scenes.phrases import character, enumerated, groups, noun, references, relations
 from mmar.data.scenes.scene import Scene
-from mmar.data.scenes.vocabulary import NUMBERS, PLURALS
+from mmar.data.scenes.vocabulary import NUMBERS, PLACES, PLURALS, POSITIONS
 
 
 def caption(scene: Scene) -> str:
     """The fullest caption: number, size, colour, shape and place of all objects, character and background."""
-    return f"a {scene.background} background with {enumerated(_placed(scene))}"
+    return _full(scene, _placed(scene))
 
 
 def paraphrases(scene: Scene, rng: Random) -> tuple[str, ...]:
@@ -33,6 +34,43 @@ def paraphrases(scene: Scene, rng: Random) -> tuple[str, ...]:
     ]
     related = _related(scene, rng)
     return (*found, f"{_listed(scene, rng)} {ground}, {related}") if related else tuple(found)
+
+
+def terse(scene: Scene) -> str:
+    """The fullest caption in the fewest words, each place right after what is there: white: small red circle top left, digit 7
+    bottom.
+    """
+    return f"{scene.background}: {', '.join(_terse(scene))}"
+
+
+def retellings(scene: Scene, rng: Random, *, terse_only: bool = False) -> tuple[str, ...]:
+    """The fullest caption, terse and in full, its things in other orders.
+
+    To tell a description again in another order, a language model must know what stands where.
+
+    Args:
+        scene: The scene.
+        rng: Chooses the orders.
+        terse_only: All of them terse.
+    """
+    things, placed = _terse(scene), _placed(scene)
+    found = []
+    for is_terse in (True, terse_only):
+        items = some(rng, things if is_terse else placed, len(things))
+        found.append(f"{scene.background}: {', '.join(items)}" if is_terse else _full(scene, items))
+    return tuple(found)
+
+
+def _full(scene: Scene, placed: Sequence[str]) -> str:
+    return f"a {scene.background} background with {enumerated(placed)}"
+
+
+def _terse(scene: Scene) -> list[str]:
+    objects = sorted(scene.objects, key=lambda o: o.cell)
+    items = [f"{noun(o.colour, o.shape, o.size)} {o.position}" for o in objects]
+    if scene.glyph:
+        items.append(f"{character(scene.glyph).removeprefix('the ')} {POSITIONS[PLACES.index(scene.glyph.place)]}")
+    return items
 
 
 def _placed(scene: Scene) -> list[str]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal, get_args
 
 from torch.utils.data import Dataset
 
-from mmar.data.draws import pick, some, stream
+from mmar.data.draws import coin, pick, some, stream
 from mmar.data.example import Example
-from mmar.data.scenes.captions import caption, paraphrases
+from mmar.data.scenes.captions import caption, paraphrases, retellings, terse
 from mmar.data.scenes.drawing import check_size, draw
 from mmar.data.scenes.questions import FAMILIES, NEED_TWO
 from mmar.data.scenes.sampling import SampledScene, sample_scene
+from mmar.data.scenes.scene import Scene
 from mmar.data.scenes.vocabulary import MAX_OBJECTS, SPLITS, UNITS, Split
+
+Wording = Literal["plain", "terse", "retold"]
+WORDINGS: tuple[Wording, ...] = get_args(Wording)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class SceneDataset(Dataset[Example]):
         questions: Number per image; fewer where a scene gives no more different ones.
         families: Families to ask for; None: all that the number of objects allows.
         caption_only: No questions.
+        wording: Of captions: plain; terse (:func:`terse`, told again in other orders), or retold (either way, told again in
+            either). The last two are lessons for a language model: what stands where?
         max_objects: Most objects in a scene, one to four: an easier lesson to begin with. With one, the families that need
             two are left out where ``families`` is None.
 
@@ -68,6 +75,7 @@ class SceneDataset(Dataset[Example]):
         questions: int = 1,
         families: Sequence[str] | None = None,
         caption_only: bool = False,
+        wording: Wording = "plain",
         max_objects: int = MAX_OBJECTS,
     ) -> None:
         if split not in SPLITS:
@@ -78,8 +86,10 @@ class SceneDataset(Dataset[Example]):
             raise ValueError(f"questions must be at least 1, got {questions}; caption_only=True asks none")
         if not 1 <= max_objects <= MAX_OBJECTS:
             raise ValueError(f"max_objects must lie in 1 .. {MAX_OBJECTS}, got {max_objects}")
+        if wording not in WORDINGS:
+            raise ValueError(f"wording must be one of {', '.join(WORDINGS)}, got {wording!r}")
         check_size(size)
-        self.max_objects = max_objects
+        self.max_objects, self.wording = max_objects, wording
         self.split, self.length, self.size, self.seed, self.questions = split, length, size, seed, questions
         self.families = () if caption_only else _checked_families(families, max_objects)
 
@@ -94,14 +104,22 @@ class SceneDataset(Dataset[Example]):
             sampled, asked = ask(rng, self.split, self.families, self.questions, self.max_objects)
         else:
             sampled, asked = sample_scene(rng, self.split, max_objects=self.max_objects), []
+        told, again = self._texts(sampled.scene, index, rng)
         return Example(
             key=f"scenes/{self.split}/{self.seed}/{index}",
             image=draw(sampled.scene, self.size),
-            caption=caption(sampled.scene),
+            caption=told,
             turns=tuple((q.question, q.answer) for q in asked),
-            captions=paraphrases(sampled.scene, rng),
+            captions=again,
             meta={"scene": sampled.scene.to_dict(), "split": self.split, "families": [q.family for q in asked]},
         )
+
+    def _texts(self, scene: Scene, index: int, rng: Random) -> tuple[str, tuple[str, ...]]:
+        """The caption and others."""
+        if self.wording == "plain":
+            return caption(scene), paraphrases(scene, rng)
+        is_terse = self.wording == "terse" or coin(stream("wording", self.seed, self.split, index))
+        return terse(scene) if is_terse else caption(scene), retellings(scene, rng, terse_only=self.wording == "terse")
 
 
 def ask(
