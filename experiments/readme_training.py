@@ -44,12 +44,13 @@ def scenes() -> str:
 
 
 def scene_words() -> str:
-    """What the language model of scenes finds in captions."""
-    found = read_record("scene_words-gpu")["results"]
-    families = found["reading_captions"]["families"]
-    row = [_percent(one["right"] / one["asked"]) for one in families.values()]
-    mean = _percent(found["reading_captions"]["mean"])
-    return f"{table(['captions', *families, 'mean'], [['stage 0', *row, mean]])}\n\n{_time(found['stages'])}"
+    """What the language model of scenes finds in captions, after questions alone and after all parts of its lessons."""
+    records = {"questions alone": read_record("scene_words-gpu"), "all four parts": read_record("scene_words-cpu")}
+    rows = []
+    for label, record in records.items():
+        families, mean = record["results"]["reading_captions"]["families"], record["results"]["reading_captions"]["mean"]
+        rows.append([label, *(_percent(one["right"] / one["asked"]) for one in families.values()), _percent(mean)])
+    return f"{table(['stage 0', *families, 'mean'], rows)}\n\n{_time(records['all four parts']['results']['stages'])}"
 
 
 def tokenizers() -> str:
