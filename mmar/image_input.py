@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
+from diffparam import Schedule
 from mmar.config import MMARConfig
 from mmar.embedding_vit import EmbeddingViT
 from mmar.image_batch import ImageBatch
@@ -71,13 +74,17 @@ class ContextNoise(nn.Module):
         super().__init__()
         self.config = config.schedule_config
 
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The training schedule."""
+        return self.config.build()
+
     def forward(self, images: ImageBatch, generator: Generators = None) -> Tensor:
         """``(n, N, C)`` noised tokens, at the timesteps that the images were given or at random ones."""
-        schedule = self.config.build()
         uniform, eps = draw_image_noise(images.tokens.shape, generator)
-        drawn = schedule.timesteps[(uniform * self.config.image_first_timesteps).long()]  # (n,)
+        drawn = self.schedule.timesteps[(uniform * self.config.image_first_timesteps).long()]  # (n,)
         timesteps = drawn if images.timesteps is None else images.timesteps.cpu()
-        return schedule.add_noise(images.tokens.float(), eps.to(images.tokens.device), timesteps)
+        return self.schedule.add_noise(images.tokens.float(), eps.to(images.tokens.device), timesteps)
 
 
 class NoisyTokensInput(nn.Module):
