@@ -47,7 +47,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(2, 1, 3), lengths=(1, 2), scales=(1.0, 3.0), timesteps=(500,), scans=4, workers=0),
     "quick": Config((0,), QUICK, Amount(drawn=10, head_steps=25), lengths=(50, 200), scales=(1.0, 2.0, 5.0)),
-    "cpu": Config(),
+    "cpu": Config((0,)),
     "gpu": Config(recipe=GPU, lengths=(750, 3000), workers=0, device="cuda"),
 }
 

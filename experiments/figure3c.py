@@ -55,7 +55,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(asked=2), every=1, tuning_steps=1, workers=0),
     "quick": Config((0,), QUICK, Amount(asked=100), tuning_steps=20),
-    "cpu": Config(),
+    "cpu": Config((0,)),
     "gpu": Config(recipe=GPU, every=750, tuning_steps=200, workers=0, device="cuda"),
 }
 

@@ -29,9 +29,7 @@ from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.pictures import grid
 
-LESSONS = ("scenes-place", "scenes-colour", "scenes-shape", "scenes-single", "scenes-pairs", "scenes-several")
-"""Family after family, then more and more objects."""
-STAGES = (*LESSONS, "scenes-stage1", "scenes")
+STAGES = ("scenes-look", "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from diffparam import EPSILON, Schedule
 from diffparam.report import report
-from experiments.readme_claims import claims, sampler_precision, speed_quality, table3
+from experiments.readme_claims import ablations, claims, sampler_precision, speed_quality, table1, table3
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
-from experiments.readme_training import digits, reliability, scene_words, scenes, tokenizers, training_speed
+from experiments.readme_training import digits, reliability, scene_sight, scene_words, scenes, tokenizers, training_speed
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
@@ -196,8 +196,8 @@ def speed() -> str:
 
 
 _LIBRARY = (gap, predictions, samples, said, safe, check, laws, speed)
-_MODEL = (sizes, overfit, mmar_speed, digits, scenes, scene_words, tokenizers, reliability, training_speed)
-_PAPER = (claims, table3, speed_quality, sampler_precision)
+_MODEL = (sizes, overfit, mmar_speed, digits, scenes, scene_sight, scene_words, tokenizers, reliability, training_speed)
+_PAPER = (claims, table3, table1, ablations, speed_quality, sampler_precision)
 BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL, *_PAPER)}
 
 

@@ -30,6 +30,26 @@ def table3() -> str:
     return _arms("table3-cpu")
 
 
+def table1() -> str:
+    """The families of table 1 in small, then MMAR at its sizes."""
+    record = "table1-cpu"
+    if not _exists(record):
+        return _missing(record)
+    whole = read_record(record)
+    seeds, rows = len(whole["config"]["seeds"]), []
+    for size, one in whole["results"]["sizes"].items():
+        last, trained = one["drawing"]["last"], f"{one['trained_parameters'] / 1e6:.2f} M"
+        read, recognised = (percent(cell, seeds) for cell in (one["reading"], last["recognised"]))
+        rows.append([size, trained, read, recognised, number(last["frechet"], seeds)])
+    sizes = table(["MMAR", "trained parameters", "read", "drawn, from t = 999", "Frechet"], rows)
+    return f"{_arms(record)}\n\n{sizes}"
+
+
+def ablations() -> str:
+    """Heads, orders, positions, contexts, switches of precision and numbers of tokens."""
+    return _arms("ablations-cpu")
+
+
 def speed_quality() -> str:
     """Ways on the front of time and distance, those as good with thirty times fewer calls, the best, the paper's."""
     record = "speed_quality-cpu"

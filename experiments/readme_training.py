@@ -53,6 +53,18 @@ def scene_words() -> str:
     return f"{table(['stage 0', *families, 'mean'], rows)}\n\n{_time(records['all four parts']['results']['stages'])}"
 
 
+def scene_sight() -> str:
+    """What the EmbeddingViT that models of scenes start from names in whole scenes."""
+    record = read_record("scene_sight-cpu")
+    rows = [
+        [split.replace("_", " "), *(_percent(one["right"] / one["of"]) for one in shares.values())]
+        for split, shares in record["results"]["right"].items()
+    ]
+    config = record["config"]
+    seen = f"{config['steps']} steps of {config['batch']} scenes in {record['duration_s'] / 60:.0f} min."
+    return f"{table(['named right', *record['results']['right']['test']], rows)}\n\n{seen}"
+
+
 def tokenizers() -> str:
     """The small image tokenizers."""
     rows = []

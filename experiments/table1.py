@@ -49,7 +49,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(2, 1, 4), arms=("chameleon", "understanding_only"), sizes=("mmar-digits",), workers=0),
     "quick": Config((0,), QUICK, Amount(100, 10), arms=("v_mixed", "chameleon"), sizes=("mmar-digits-small", "mmar-digits")),
-    "cpu": Config(),
+    "cpu": Config((0,)),
     "gpu": Config(recipe=GPU, workers=0, device="cuda"),
 }
 

@@ -9,11 +9,18 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file
 
-from experiments import command, mmar_digits, mmar_scenes, scene_tokenizers, scene_words, training_runs
+from experiments import command, mmar_digits, mmar_scenes, scene_sight, scene_tokenizers, scene_words, training_runs
 from experiments.pictures import unpacked
+from mmar.data.scenes import Scene
+from mmar.data.scenes.scene import Glyph, SceneObject
 from mmar.model import MMARForConditionalGeneration
+from mmar.training.build import build_parts
+from mmar.training.config import load_config
+from mmar.weight_files import SINGLE
 from paper_figures import figure6
 
 
@@ -67,6 +74,39 @@ def test_words_of_scenes_are_trained_and_asked_about(
     assert "captions" in capsys.readouterr().out
     again = run(scene_words, "scene_words", tmp_path, monkeypatch, "--resume")["results"]
     assert again["reading_captions"] == found["reading_captions"]
+
+
+def test_sight_of_scenes_is_trained_and_a_model_starts_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = replace(scene_sight.PRESETS["smoke"], folder=str(tmp_path / "vit"))
+    monkeypatch.setitem(scene_sight.PRESETS, "smoke", small)
+    found = run(scene_sight, "scene_sight", tmp_path, monkeypatch)["results"]
+    assert found["right"]["test"]["nothing"]["of"] + found["right"]["test"]["position"]["of"] == small.tested * 16
+    assert "held_out" in capsys.readouterr().out
+    lesson = training_runs.CONFIGS / f"{scene_sight.FIRST_LESSON}.yaml"
+    parts = build_parts(load_config(lesson, [f"model.embedding_vit={tmp_path / 'vit'}"]))
+    saved = load_file(tmp_path / "vit" / SINGLE)
+    vit = parts.model.image_model.input.embedding_vit
+    assert all(torch.equal(p, saved[name].float()) and p.requires_grad for name, p in vit.named_parameters())
+    with pytest.raises(ValueError, match="sizes must be those of the model"):
+        build_parts(load_config(lesson, [f"model.embedding_vit={tmp_path / 'vit'}", "model.options.image_config.channels=8"]))
+
+
+def test_what_stands_in_each_token_of_a_scene() -> None:
+    ring = SceneObject("red", "ring", "large", 1, 1)
+    bar = SceneObject("blue", "bar", "small", 24, 13)
+    found = scene_sight.labels(Scene((ring, bar), "black", Glyph("7", 13, 24)), 4)
+    named = {
+        at: [words[i] for words, i in zip(scene_sight.ATTRIBUTES.values(), row, strict=True) if i >= 0]
+        for at, row in enumerate(found.tolist())
+        if row[0]
+    }
+    assert named == {
+        0: ["ring", "red", "large", "top left"],
+        11: ["bar", "blue", "small", "right"],
+        13: ["7", "bottom"],
+    }
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from mmar.processing import ChatFormat, MMARImageProcessor, MMARProcessor, train
 from mmar.tokenizers import ImageTokenizer, LatentScale, PackedTokenizer, PatchTokenizer, load_image_tokenizer
 from mmar.training.config import TrainingConfig
 from mmar.training.sources import make_stream, texts_of
+from mmar.weight_files import TensorSource, copy_strictly
 
 SCALE_IMAGES = 2000
 """Images on which the scale of patches is measured."""
@@ -71,7 +72,7 @@ def build_parts(config: TrainingConfig) -> Parts:
 
 def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
     source, options = config.model, dict(config.model.options)
-    for name in ("checkpoint", "qwen2", "language_model"):
+    for name in ("checkpoint", "qwen2", "embedding_vit", "language_model"):
         folder = getattr(source, name)
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"model.{name} must be an existing folder, got {folder}; fetch or train it first")
@@ -79,11 +80,23 @@ def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
         # without dtype all would have that of the first parameter, which is frozen and in bfloat16: masters need float32
         return MMARForConditionalGeneration.from_pretrained(source.checkpoint, dtype=torch.float32, **options)
     if source.qwen2 is not None:
-        return MMARForConditionalGeneration.from_qwen2(source.qwen2, preset=source.size, **options)
-    model = MMARForConditionalGeneration(MMARConfig.preset(source.preset or "", **options))
-    if source.language_model is not None:
-        _load_language_model(model, source.language_model)
+        model = MMARForConditionalGeneration.from_qwen2(source.qwen2, preset=source.size, **options)
+    else:
+        model = MMARForConditionalGeneration(MMARConfig.preset(source.preset or "", **options))
+        if source.language_model is not None:
+            _load_language_model(model, source.language_model)
+    if source.embedding_vit is not None:
+        _load_embedding_vit(model, source.embedding_vit)
     return model
+
+
+def _load_embedding_vit(model: MMARForConditionalGeneration, folder: str) -> None:
+    """Weights to start from, all of them."""
+    vit = getattr(model.image_model.input, "embedding_vit", None)
+    if vit is None:
+        raise ValueError(f"model.embedding_vit must be null for a model without EmbeddingViT, got {folder}")
+    remedy = "sizes must be those of the model: see model.options.embedding_vit_config and image_config"
+    copy_strictly(TensorSource.of(folder), dict(vit.named_parameters()), remedy=remedy)
 
 
 def _load_language_model(model: MMARForConditionalGeneration, folder: str) -> None:

@@ -29,6 +29,7 @@ class ModelSource:
         qwen2: Folder of a Qwen2; the rest of the model is new, sized by ``size``.
         checkpoint: Folder of a saved MMAR.
         size: Preset for the parts around a Qwen2.
+        embedding_vit: Folder of weights that the EmbeddingViT of a new model starts from; it is trained on.
         language_model: Folder of a language model to load into a preset of the same text sizes and freeze (a stage 0 run).
         options: Fields of MMARConfig to replace, nested.
     """
@@ -37,6 +38,7 @@ class ModelSource:
     qwen2: str | None = None
     checkpoint: str | None = None
     size: str | None = None
+    embedding_vit: str | None = None
     language_model: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -235,6 +237,11 @@ def check_config(config: TrainingConfig) -> None:
     sources = {name: getattr(config.model, name) for name in ("preset", "qwen2", "checkpoint")}
     if sum(value is not None for value in sources.values()) != 1:
         raise ValueError(f"model must have exactly one of preset, qwen2 and checkpoint, got {sources}")
+    if config.model.checkpoint is not None and config.model.embedding_vit is not None:
+        raise ValueError(
+            f"model.embedding_vit must be null beside a checkpoint, which has one, got {config.model.embedding_vit}; "
+            "give it to the first stage"
+        )
     if not config.data:
         raise ValueError("data must list at least one source, got none; for example data: [{kind: digits}]")
     unknown = sorted(set(config.tasks) - set(TASKS))
