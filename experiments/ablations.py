@@ -45,7 +45,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(2, 1, 4), arms=("edm", "sequential", "bf16_then_float32", "patches_4"), workers=0),
     "quick": Config((0,), QUICK, Amount(100, 10), arms=("v_mixed", "flow", "sequential")),
-    "cpu": Config(),
+    "cpu": Config((0,)),
     "gpu": Config(recipe=GPU, workers=0, device="cuda"),
 }
 

@@ -16,8 +16,8 @@ from experiments.paper_study.arms import ARMS
 from experiments.record import read_record
 from paper_figures import style
 
-COLORS = (style.VERMILLION, style.ORANGE)
-MARKERS = ("o", "s")
+COLORS = (style.VERMILLION, style.ORANGE, style.GREEN)
+MARKERS = ("o", "s", "^")
 
 
 def draw(record: dict[str, Any]) -> Figure:
