@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from experiments.head_study.tables import number
@@ -224,14 +223,13 @@ def _speed(r: Cells) -> tuple[str, str]:
     return f"{text} ({r['best']}; {recall})", "a limit of the recipe; fewer steps draw less varied digits"
 
 
-def _spread(cells: list[Cells]) -> str:
-    return " to ".join(f"{100 * cell['mean']:.0f} %" for cell in (cells[0], cells[-1]))
-
-
 def _steps(r: Cells) -> tuple[str, str]:
+    """Through both stages, after tuning: at the first checkpoint, at the end of each stage."""
     tuned = [cell["mean"] for cell in r["tuned"]]
-    rises = sum(b >= a for a, b in pairwise(tuned))
-    return f"after tuning {_spread(r['tuned'])}, rising in {rises} of {len(tuned) - 1} intervals", "see the figure"
+    turn = next(i for i, point in enumerate(r["points"]) if point["stage"] == "stage2") - 1
+    first, middle, last = tuned[0], tuned[turn], tuned[-1]
+    text = f"after tuning {100 * first:.0f} % at first, {100 * middle:.0f} % after stage 1, {100 * last:.0f} % after both"
+    return text + _alone(r["tuned"][0]), "agrees" if first < middle < last else "disagrees"
 
 
 def _holes(r: Cells) -> tuple[str, str]:
@@ -254,6 +252,7 @@ def _guidance(r: Cells) -> tuple[str, str]:
     best = {length: min(range(len(c["frechet"])), key=lambda i: c["frechet"][i]["mean"]) for length, c in r["curves"].items()}
     values = {length: r["curves"][length]["frechet"][i]["mean"] for length, i in best.items()}
     text = "; ".join(f"{length} steps of stage 1: {value:.3g}" for length, value in values.items())
+    text += _alone(next(iter(r["curves"].values()))["frechet"][0])
     longest = max(values, key=int)
     return f"best Fréchet distance, {text}", "agrees" if values[longest] == min(values.values()) else "disagrees"
 
@@ -262,13 +261,19 @@ def _families(r: Cells) -> tuple[str, str]:
     arms = r["arms"]
     read = "; ".join(f"{name} {100 * one['reading']['mean']:.0f} %" for name, one in arms.items())
     best = max(arms, key=lambda n: arms[n]["reading"]["mean"])
+    read += _alone(arms[best]["reading"])
     return f"read: {read}", "agrees" if best == "v_mixed" else f"{best} reads best here"
 
 
 def _scaling(r: Cells) -> tuple[str, str]:
     means = [one["reading"]["mean"] for one in r["sizes"].values()]
-    text = ", ".join(f"{100 * m:.0f} %" for m in means)
+    text = ", ".join(f"{100 * m:.0f} %" for m in means) + _alone(next(iter(r["sizes"].values()))["reading"])
     return f"read by three sizes, the smallest first: {text}", "agrees" if means == sorted(means) else "disagrees"
+
+
+def _alone(cell: Cells) -> str:
+    """A remark where there is one seed, which has no spread."""
+    return " (one seed)" if cell["min"] == cell["max"] else ""
 
 
 Found = Callable[[Cells], tuple[str, str]]
