@@ -252,9 +252,10 @@ def _guidance(r: Cells) -> tuple[str, str]:
     best = {length: min(range(len(c["frechet"])), key=lambda i: c["frechet"][i]["mean"]) for length, c in r["curves"].items()}
     values = {length: r["curves"][length]["frechet"][i]["mean"] for length, i in best.items()}
     text = "; ".join(f"{length} steps of stage 1: {value:.3g}" for length, value in values.items())
-    text += _alone(next(iter(r["curves"].values()))["frechet"][0])
-    longest = max(values, key=int)
-    return f"best Fréchet distance, {text}", "agrees" if values[longest] == min(values.values()) else "disagrees"
+    alone = _alone(next(iter(r["curves"].values()))["frechet"][0])
+    agrees = values[max(values, key=int)] == min(values.values())
+    verdict = ("agrees" if agrees else "disagrees") + (" in sign; one seed tells no small difference" if alone else "")
+    return f"best Fréchet distance, {text}{alone}", verdict
 
 
 def _families(r: Cells) -> tuple[str, str]:

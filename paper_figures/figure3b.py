@@ -47,7 +47,7 @@ def draw(record: dict[str, Any]) -> Figure:
         ax.grid(True)
         ax.set_axisbelow(True)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(loc="upper left")
+            ax.legend(loc="lower right" if ax is a else "upper left")
     return fig
 
 
