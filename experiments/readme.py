@@ -12,9 +12,10 @@ from pathlib import Path
 
 from diffparam import EPSILON, Schedule
 from diffparam.report import report
-from experiments.readme_claims import ablations, claims, sampler_precision, speed_quality, table1, table3
+from experiments.readme_claims import claims
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
+from experiments.readme_paper import ablations, sampler_precision, speed_quality, table1, table3
 from experiments.readme_training import digits, reliability, scene_sight, scene_words, scenes, tokenizers, training_speed
 from experiments.record import read_record
 

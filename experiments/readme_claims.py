@@ -5,123 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.head_study.tables import number
-from experiments.paper_study.arms import ARMS
-from experiments.paper_study.study import percent
 from experiments.readme_mmar import table
-from experiments.record import RECORDS, read_record
+from experiments.readme_paper import OPEN, exists, results_of
 
 Cells = Mapping[str, Any]
-_OPEN = "not measured yet"
 
 
 def claims() -> str:
     """A row a claim: what the paper says, what was found, how, and whether they agree."""
     rows = []
     for claim, source, command, record, found in _CLAIMS:
-        measured, verdict = found(_results(record)) if _exists(record) else (_OPEN, "open")
+        measured, verdict = found(results_of(record)) if exists(record) else (OPEN, "open")
         rows.append([claim, source, measured, f"`python experiments/{command}`", verdict])
     return table(["the paper says", "where", "measured here", "command", "verdict"], rows)
-
-
-def table3() -> str:
-    """Table 3 in small."""
-    return _arms("table3-cpu")
-
-
-def table1() -> str:
-    """The families of table 1 in small, then MMAR at its sizes."""
-    record = "table1-cpu"
-    if not _exists(record):
-        return _missing(record)
-    whole = read_record(record)
-    seeds, rows = len(whole["config"]["seeds"]), []
-    for size, one in whole["results"]["sizes"].items():
-        last, trained = one["drawing"]["last"], f"{one['trained_parameters'] / 1e6:.2f} M"
-        read, recognised = (percent(cell, seeds) for cell in (one["reading"], last["recognised"]))
-        rows.append([size, trained, read, recognised, number(last["frechet"], seeds)])
-    sizes = table(["MMAR", "trained parameters", "read", "drawn, from t = 999", "Frechet"], rows)
-    return f"{_arms(record)}\n\n{sizes}"
-
-
-def ablations() -> str:
-    """Heads, orders, positions, contexts, switches of precision and numbers of tokens."""
-    return _arms("ablations-cpu")
-
-
-def speed_quality() -> str:
-    """Ways on the front of time and distance, those as good with thirty times fewer calls, the best, the paper's."""
-    record = "speed_quality-cpu"
-    if not _exists(record):
-        return _missing(record)
-    found = _results(record)
-    seeds = 2  # more than one: spreads are shown
-    good = [name for name, way in found["ways"].items() if way["within_spread"] and way["fewer_calls"] >= 30]
-    names = sorted({*found["front"], *good, found["best"], "paper"}, key=lambda name: found["ways"][name]["seconds"]["mean"])
-    rows = []
-    for name in names:
-        way = found["ways"][name]
-        cells = [way["head_calls"], f"{way['fewer_calls']:.0f}", f"{way['faster']:.1f}"]
-        cells += [number(way["frechet"], seeds), percent(way["recognised"], seeds), number(way["recall"], seeds)]
-        cells.append("yes" if way["within_spread"] else "no")
-        rows.append([f"**{name}**" if name == found["best"] else name, *cells])
-    header = ["AR x head steps, solver", "calls of the head", "times fewer", "times faster"]
-    return table([*header, "Frechet distance", "recognised", "recall", "as good as the full recipe"], rows)
-
-
-_WAYS = {
-    "float32": "float32",
-    "forward": "bf16 forward, float32 step",
-    "state": "float32 forward, bf16 step and state",
-    "everything": "everything bf16",
-}
-
-
-def sampler_precision() -> str:
-    """Errors of final tokens predicted and measured, and what is drawn, by what computes in bf16."""
-    record = "sampler_precision-cpu"
-    if not _exists(record):
-        return _missing(record)
-    found, seeds = _results(record), len(read_record(record)["config"]["seeds"])
-    rows = []
-    for name, arm in found["arms"].items():
-        for way, drawn in arm["drawing"].items():
-            cells = ["", "", ""]
-            if way in arm["errors"]:
-                error = arm["errors"][way]
-                cells = [number(error[key], seeds) for key in ("predicted", "measured")]
-                cells.append(_ratio(error["measured"]["mean"], error["predicted"]["mean"]))
-            rows.append(
-                [
-                    f"{ARMS[name].label}; {_WAYS[way]}",
-                    *cells,
-                    percent(drawn["recognised"], seeds),
-                    number(drawn["frechet"], seeds),
-                ]
-            )
-    return table(["head; sampler", "error predicted", "measured", "ratio", "recognised", "Frechet"], rows)
-
-
-def _ratio(measured: float | None, predicted: float | None) -> str:
-    return "" if measured is None or not predicted else f"{measured / predicted:.2f}"
-
-
-def _arms(record: str) -> str:
-    if not _exists(record):
-        return _missing(record)
-    whole = read_record(record)
-    found, seeds = whole["results"], len(whole["config"]["seeds"])
-    rows = []
-    for name, one in found["arms"].items():
-        cells = [percent(one["reading"], seeds)]
-        for way in ("last", "safe"):
-            drawing = one["drawing"].get(way)
-            cells += ["", ""] if drawing is None else [percent(drawing["recognised"], seeds), number(drawing["frechet"], seeds)]
-        rows.append([ARMS[name].label, *cells])
-    real = found["reference"]
-    rows.append(["real scans", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
-    start = f"from t = {found['safe_start']:g}" if "safe_start" in found else "from a safe t"
-    return table(["arm", "read", "drawn, from t = 999", "Frechet", start, "Frechet"], rows)
 
 
 def _shares(r: Cells, part: str, buckets: Sequence[str]) -> list[float]:
@@ -302,16 +198,3 @@ _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     ("Noise on its input costs a transfusion-like model", "figure 7", "figure7.py --preset cpu", "figure7-cpu", _noise),
     ("256 x 100 steps make an image slow", "section 4.6", "speed_quality.py --preset cpu", "speed_quality-cpu", _speed),
 )  # fmt: skip
-
-
-def _exists(record: str) -> bool:
-    return (RECORDS / f"{record}.json").exists()
-
-
-def _results(record: str) -> Any:
-    return read_record(record)["results"]
-
-
-def _missing(record: str) -> str:
-    name = record.removesuffix("-cpu")
-    return f"{_OPEN[0].upper()}{_OPEN[1:]}: `python experiments/{name}.py --preset cpu --resume`."

@@ -9,7 +9,7 @@ learn from an image, and cheap without the rest of the model. The heads that it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,20 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from experiments.command import run_command
 from experiments.jobs import run_jobs
+from experiments.scene_labels import ATTRIBUTES, NOT_ASKED, NOTHING, LabelledScenes
 from experiments.training_runs import CONFIGS
 from mmar.config import MMARConfig
-from mmar.data.draws import stream
-from mmar.data.scenes import Scene
-from mmar.data.scenes.drawing import draw
-from mmar.data.scenes.font import CHARACTERS
-from mmar.data.scenes.sampling import sample_scene
-from mmar.data.scenes.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES, UNITS, Split
+from mmar.data.scenes.vocabulary import SHAPES, Split
 from mmar.embedding_vit import EmbeddingViT
-from mmar.processing import MMARImageProcessor
 from mmar.tokenizers import ImageTokenizer, PackedTokenizer, load_image_tokenizer
 from mmar.training.attention import attention_kernel
 from mmar.training.config import load_config
@@ -43,16 +38,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 FIRST_LESSON = "scenes-look"
 """The configuration that starts from the weights: its sizes and its image tokenizer are theirs."""
 
-NOTHING = "nothing"
-ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
-    "kind": (NOTHING, *SHAPES, *CHARACTERS),
-    "colour": tuple(COLOURS),
-    "size": tuple(SIZES),
-    "position": POSITIONS,
-}
-"""What is told of the thing whose centre lies in a token; characters have no colour or size of their own."""
-NOT_ASKED = -100
-"""Label that :func:`torch.nn.functional.cross_entropy` leaves out."""
 _WEIGHTS = {"kind": 2.0, "colour": 1.0, "size": 0.5, "position": 1.0}
 
 
@@ -109,44 +94,6 @@ class Sight(nn.Module):
         """``(n, N, C)``, ``(n, N)`` to ``(n, N, words)`` by attribute."""
         seen = self.embedding_vit(tokens, known)  # (n, N, D)
         return {name: head(seen) for name, head in self.heads.items()}
-
-
-def labels(scene: Scene, grid: int) -> Tensor:
-    """``(grid * grid, attributes)`` int64, row by row: what has its centre in each token."""
-    side = UNITS / grid
-    found = torch.full((grid * grid, len(ATTRIBUTES)), NOT_ASKED)
-    found[:, 0] = 0
-    things = [(o.box, (o.shape, o.colour, o.size, o.position)) for o in scene.objects]
-    if scene.glyph is not None:
-        things.append((scene.glyph.box, (scene.glyph.character, None, None, POSITIONS[scene.glyph.cell])))
-    for (left, top, width, height), words in things:
-        at = int((top + height / 2) // side) * grid + int((left + width / 2) // side)
-        asked = zip(words, ATTRIBUTES.values(), strict=True)
-        found[at] = torch.tensor([NOT_ASKED if word is None else known.index(word) for word, known in asked])
-    return found
-
-
-class LabelledScenes(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches of tokens ``(batch, N, C)`` and labels ``(batch, N, attributes)``.
-
-    Args:
-        tokenizer: Encodes the scenes.
-        split: Of the scenes.
-        batch: Scenes in each.
-        seed: Another seed, other scenes.
-    """
-
-    def __init__(self, tokenizer: ImageTokenizer, split: Split, batch: int, seed: int) -> None:
-        self.tokenizer, self.split, self.batch, self.seed = tokenizer, split, batch, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        worker = get_worker_info()
-        rng = stream("sight", self.seed, self.split, 0 if worker is None else worker.id)
-        processor = MMARImageProcessor(UNITS, 3)
-        while True:
-            scenes = [sample_scene(rng, self.split).scene for _ in range(self.batch)]
-            tokens = self.tokenizer.encode(processor([draw(scene) for scene in scenes])["pixel_values"])
-            yield tokens, torch.stack([labels(scene, self.tokenizer.grid) for scene in scenes])
 
 
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:

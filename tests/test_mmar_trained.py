@@ -13,7 +13,16 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from experiments import command, mmar_digits, mmar_scenes, scene_sight, scene_tokenizers, scene_words, training_runs
+from experiments import (
+    command,
+    mmar_digits,
+    mmar_scenes,
+    scene_labels,
+    scene_sight,
+    scene_tokenizers,
+    scene_words,
+    training_runs,
+)
 from experiments.pictures import unpacked
 from mmar.data.scenes import Scene
 from mmar.data.scenes.scene import Glyph, SceneObject
@@ -96,9 +105,9 @@ def test_sight_of_scenes_is_trained_and_a_model_starts_from_it(
 def test_what_stands_in_each_token_of_a_scene() -> None:
     ring = SceneObject("red", "ring", "large", 1, 1)
     bar = SceneObject("blue", "bar", "small", 24, 13)
-    found = scene_sight.labels(Scene((ring, bar), "black", Glyph("7", 13, 24)), 4)
+    found = scene_labels.labels(Scene((ring, bar), "black", Glyph("7", 13, 24)), 4)
     named = {
-        at: [words[i] for words, i in zip(scene_sight.ATTRIBUTES.values(), row, strict=True) if i >= 0]
+        at: [words[i] for words, i in zip(scene_labels.ATTRIBUTES.values(), row, strict=True) if i >= 0]
         for at, row in enumerate(found.tolist())
         if row[0]
     }

@@ -1,0 +1,128 @@
+"""The tables of ``experiments/README.md`` from the committed records; called by :mod:`experiments.readme`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.head_study.tables import number
+from experiments.paper_study.arms import ARMS
+from experiments.paper_study.study import percent
+from experiments.readme_mmar import table
+from experiments.record import RECORDS, read_record
+
+OPEN = "not measured yet"
+
+
+def table3() -> str:
+    """Table 3 in small."""
+    return _arms("table3-cpu")
+
+
+def table1() -> str:
+    """The families of table 1 in small, then MMAR at its sizes."""
+    record = "table1-cpu"
+    if not exists(record):
+        return _missing(record)
+    whole = read_record(record)
+    seeds, rows = len(whole["config"]["seeds"]), []
+    for size, one in whole["results"]["sizes"].items():
+        last, trained = one["drawing"]["last"], f"{one['trained_parameters'] / 1e6:.2f} M"
+        read, recognised = (percent(cell, seeds) for cell in (one["reading"], last["recognised"]))
+        rows.append([size, trained, read, recognised, number(last["frechet"], seeds)])
+    sizes = table(["MMAR", "trained parameters", "read", "drawn, from t = 999", "Frechet"], rows)
+    return f"{_arms(record)}\n\n{sizes}"
+
+
+def ablations() -> str:
+    """Heads, orders, positions, contexts, switches of precision and numbers of tokens."""
+    return _arms("ablations-cpu")
+
+
+def speed_quality() -> str:
+    """Ways on the front of time and distance, those as good with thirty times fewer calls, the best, the paper's."""
+    record = "speed_quality-cpu"
+    if not exists(record):
+        return _missing(record)
+    found = results_of(record)
+    seeds = 2  # more than one: spreads are shown
+    good = [name for name, way in found["ways"].items() if way["within_spread"] and way["fewer_calls"] >= 30]
+    names = sorted({*found["front"], *good, found["best"], "paper"}, key=lambda name: found["ways"][name]["seconds"]["mean"])
+    rows = []
+    for name in names:
+        way = found["ways"][name]
+        cells = [way["head_calls"], f"{way['fewer_calls']:.0f}", f"{way['faster']:.1f}"]
+        cells += [number(way["frechet"], seeds), percent(way["recognised"], seeds), number(way["recall"], seeds)]
+        cells.append("yes" if way["within_spread"] else "no")
+        rows.append([f"**{name}**" if name == found["best"] else name, *cells])
+    header = ["AR x head steps, solver", "calls of the head", "times fewer", "times faster"]
+    return table([*header, "Frechet distance", "recognised", "recall", "as good as the full recipe"], rows)
+
+
+_WAYS = {
+    "float32": "float32",
+    "forward": "bf16 forward, float32 step",
+    "state": "float32 forward, bf16 step and state",
+    "everything": "everything bf16",
+}
+
+
+def sampler_precision() -> str:
+    """Errors of final tokens predicted and measured, and what is drawn, by what computes in bf16."""
+    record = "sampler_precision-cpu"
+    if not exists(record):
+        return _missing(record)
+    found, seeds = results_of(record), len(read_record(record)["config"]["seeds"])
+    rows = []
+    for name, arm in found["arms"].items():
+        for way, drawn in arm["drawing"].items():
+            cells = ["", "", ""]
+            if way in arm["errors"]:
+                error = arm["errors"][way]
+                cells = [number(error[key], seeds) for key in ("predicted", "measured")]
+                cells.append(_ratio(error["measured"]["mean"], error["predicted"]["mean"]))
+            rows.append(
+                [
+                    f"{ARMS[name].label}; {_WAYS[way]}",
+                    *cells,
+                    percent(drawn["recognised"], seeds),
+                    number(drawn["frechet"], seeds),
+                ]
+            )
+    return table(["head; sampler", "error predicted", "measured", "ratio", "recognised", "Frechet"], rows)
+
+
+def _ratio(measured: float | None, predicted: float | None) -> str:
+    return "" if measured is None or not predicted else f"{measured / predicted:.2f}"
+
+
+def _arms(record: str) -> str:
+    if not exists(record):
+        return _missing(record)
+    whole = read_record(record)
+    found, seeds = whole["results"], len(whole["config"]["seeds"])
+    rows = []
+    for name, one in found["arms"].items():
+        cells = [percent(one["reading"], seeds)]
+        for way in ("last", "safe"):
+            drawing = one["drawing"].get(way)
+            cells += ["", ""] if drawing is None else [percent(drawing["recognised"], seeds), number(drawing["frechet"], seeds)]
+        rows.append([ARMS[name].label, *cells])
+    real = found["reference"]
+    rows.append(["real scans", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
+    start = f"from t = {found['safe_start']:g}" if "safe_start" in found else "from a safe t"
+    return table(["arm", "read", "drawn, from t = 999", "Frechet", start, "Frechet"], rows)
+
+
+def exists(record: str) -> bool:
+    """Whether a record is committed."""
+    return (RECORDS / f"{record}.json").exists()
+
+
+def results_of(record: str) -> Any:
+    """What a record found."""
+    return read_record(record)["results"]
+
+
+def _missing(record: str) -> str:
+    name = record.removesuffix("-cpu")
+    return f"{OPEN[0].upper()}{OPEN[1:]}: `python experiments/{name}.py --preset cpu --resume`."
