@@ -112,6 +112,15 @@ def _digits(r: Cells) -> tuple[str, str]:
     return f"digits: {100 * right:.1f} % named, {100 * way['recognised']:.1f} % of drawn ones recognised", "agrees, in small"
 
 
+def _scenes(r: Cells) -> tuple[str, str]:
+    *_, way = r["drawing"]["test"].values()
+    text = (
+        f"scenes: {100 * r['reading']['test']['mean']:.0f} % of questions right; drawn: {100 * way['colour']:.0f} % of colours"
+    )
+    text += f", {100 * way['shape']:.0f} % of shapes, {100 * way['exact']:.0f} % exactly"
+    return text, "reads well; draws well" if way["exact"] > 0.5 else "reads well; does not draw well yet"
+
+
 def _speed(r: Cells) -> tuple[str, str]:
     best = r["ways"][r["best"]]
     text = f"{best['fewer_calls']:.0f} times fewer calls of the head, {best['faster']:.1f} times faster, within the spread"
@@ -190,6 +199,7 @@ _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     ("v reads and draws better than ε, VQ, transfusion-like", "table 3", "table3.py --preset cpu", "table3-cpu", _table3),
     ("ε draws worse than v because of bf16", "section 4.4", "table3.py --preset cpu", "table3-cpu", _cause),
     ("One model reads and draws well", "section 4", "mmar_digits.py --preset cpu", "mmar_digits-cpu", _digits),
+    ("The same, of several objects", "section 4", "mmar_scenes.py --preset cpu", "mmar_scenes-cpu", _scenes),
     ("MMAR reads better than the other joint models", "table 1", "table1.py --preset cpu", "table1-cpu", _families),
     ("Larger models do both better", "tables 1, 2", "table1.py --preset cpu", "table1-cpu", _scaling),
     ("A longer stage 1 lowers FID at its best guidance", "figure 3B", "figure3b.py --preset cpu", "figure3b-cpu", _guidance),
