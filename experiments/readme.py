@@ -16,7 +16,16 @@ from experiments.readme_claims import claims
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
 from experiments.readme_paper import ablations, sampler_precision, speed_quality, table1, table3
-from experiments.readme_training import digits, reliability, scene_sight, scene_words, scenes, tokenizers, training_speed
+from experiments.readme_training import (
+    digits,
+    reliability,
+    scene_hand,
+    scene_sight,
+    scene_words,
+    scenes,
+    tokenizers,
+    training_speed,
+)
 from experiments.record import read_record
 
 README = Path(__file__).parent.parent / "README.md"
@@ -197,7 +206,19 @@ def speed() -> str:
 
 
 _LIBRARY = (gap, predictions, samples, said, safe, check, laws, speed)
-_MODEL = (sizes, overfit, mmar_speed, digits, scenes, scene_sight, scene_words, tokenizers, reliability, training_speed)
+_MODEL = (
+    sizes,
+    overfit,
+    mmar_speed,
+    digits,
+    scenes,
+    scene_hand,
+    scene_sight,
+    scene_words,
+    tokenizers,
+    reliability,
+    training_speed,
+)
 _PAPER = (claims, table3, table1, ablations, speed_quality, sampler_precision)
 BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL, *_PAPER)}
 

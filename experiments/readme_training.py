@@ -65,6 +65,18 @@ def scene_sight() -> str:
     return f"{table(['named right', *record['results']['right']['test']], rows)}\n\n{seen}"
 
 
+def scene_hand() -> str:
+    """What the diffusion head that models of scenes start from draws of scenes that it is told in full."""
+    record = read_record("scene_hand-cpu")
+    rows = [
+        [split.replace("_", " "), *(_percent(shares[name]) for name in _ATTRIBUTES)]
+        for split, shares in record["results"]["drawn"].items()
+    ]
+    config = record["config"]
+    seen = f"{config['steps']} steps of {config['batch']} scenes in {record['duration_s'] / 60:.0f} min."
+    return f"{table(['drawn as told', *_ATTRIBUTES], rows)}\n\n{seen}"
+
+
 def tokenizers() -> str:
     """The small image tokenizers."""
     rows = []

@@ -86,6 +86,8 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.removeprefix(f"{RECORDS.parents[1]}{os.sep}")  # a folder of the project, wherever it stands
     return value
 
 

@@ -99,7 +99,7 @@ class Sight(nn.Module):
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """Train, save, name what is in test scenes."""
     torch.manual_seed(config.seed)
-    sight, tokenizer = _sight(), _tokenizer()
+    sight, tokenizer = _sight(), first_tokenizer()
     parameters = list(sight.to(config.device).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.02)
     rate = OneCycleLR(optimizer, config.lr, total_steps=max(2, config.steps), pct_start=0.02, cycle_momentum=False)
@@ -125,15 +125,15 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
     return {
         "parameters": sum(p.numel() for p in sight.embedding_vit.parameters()),
         "bytes": (Path(config.folder) / SINGLE).stat().st_size,
-        "losses": [sum(part) / len(part) for part in _tenths(losses)],
+        "losses": [sum(part) / len(part) for part in tenths(losses)],
         "right": {split: _right(sight.eval(), tokenizer, config, split) for split in ("test", "held_out")},
     }
 
 
-def save(vit: EmbeddingViT, folder: Path) -> None:
-    """Weights in bf16 as ``model.embedding_vit`` of a training configuration takes them."""
+def save(part: nn.Module, folder: Path) -> None:
+    """Weights in bf16 as ``model.embedding_vit`` and ``model.diffusion_head`` of a training configuration take them."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in vit.named_parameters()}
+    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in part.named_parameters()}
     save_file(weights, folder / SINGLE, metadata={"format": "pt"})
 
 
@@ -162,7 +162,8 @@ def _sight() -> Sight:
     return Sight(MMARConfig.preset(config.model.size or "", **config.model.options))
 
 
-def _tokenizer() -> ImageTokenizer:
+def first_tokenizer() -> ImageTokenizer:
+    """The image tokenizer of the first lesson."""
     chosen = load_config(CONFIGS / f"{FIRST_LESSON}.yaml").tokenizers
     return PackedTokenizer(load_image_tokenizer(chosen.image or ""), chosen.image_patch_size)
 
@@ -217,7 +218,8 @@ def _parts(name: str, target: Tensor) -> dict[str, Tensor]:
     return {NOTHING: target == 0, "shape": (target > 0) & (target <= len(SHAPES)), "character": target > len(SHAPES)}
 
 
-def _tenths(values: list[float]) -> list[list[float]]:
+def tenths(values: list[float]) -> list[list[float]]:
+    """Ten parts of a row, the last ones perhaps shorter."""
     size = max(1, len(values) // 10)
     return [values[start : start + size] for start in range(0, len(values), size)]
 

@@ -26,7 +26,7 @@ from experiments.head_study.decompose import (
 from experiments.head_study.measure import measure
 from experiments.head_study.quality import accuracy, frechet_distance, reference_quality
 from experiments.jobs import run_jobs
-from experiments.record import make_record, read_record, write_json
+from experiments.record import RECORDS, make_record, read_record, write_json
 from experiments.tokens import digits
 from mmar.diffusion_head import DiffusionHead
 
@@ -265,10 +265,12 @@ def test_digits_are_normalised_by_the_training_split_alone() -> None:
 
 def test_records_are_plain_json_and_missing_ones_name_their_command(tmp_path: Path) -> None:
     config = replace(eps_vs_v.PRESETS["smoke"], seeds=(7,))
-    record = make_record("demo", config, {"a": math.nan, "b": torch.tensor([1.0, 1 / 3])}, duration_s=1.0, device="cpu")
+    here = str(RECORDS / "demo")
+    results = {"a": math.nan, "b": torch.tensor([1.0, 1 / 3]), "folder": here}
+    record = make_record("demo", config, results, duration_s=1.0, device="cpu")
     write_json(record, tmp_path / "demo-smoke.json")
     back = read_record(tmp_path / "demo-smoke.json")
-    assert back["results"] == {"a": None, "b": [1.0, 0.333333]}
+    assert back["results"] == {"a": None, "b": [1.0, 0.333333], "folder": "experiments/records/demo"}
     assert back["config"]["seeds"] == [7]
     with pytest.raises(FileNotFoundError, match=r"python experiments/demo\.py --preset cpu"):
         read_record("demo-cpu")

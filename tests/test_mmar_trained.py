@@ -8,24 +8,30 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
+from torch import Tensor
 
 from experiments import (
     command,
     mmar_digits,
     mmar_scenes,
+    scene_hand,
     scene_labels,
     scene_sight,
+    scene_things,
     scene_tokenizers,
     scene_words,
     training_runs,
 )
 from experiments.pictures import unpacked
-from mmar.data.scenes import Scene
+from mmar.data.scenes import Scene, SceneDataset
+from mmar.data.scenes.drawing import draw
 from mmar.data.scenes.scene import Glyph, SceneObject
+from mmar.data.scenes.vocabulary import BACKGROUNDS
 from mmar.model import MMARForConditionalGeneration
 from mmar.training.build import build_parts
 from mmar.training.config import load_config
@@ -116,6 +122,72 @@ def test_what_stands_in_each_token_of_a_scene() -> None:
         11: ["bar", "blue", "small", "right"],
         13: ["7", "bottom"],
     }
+
+
+def test_a_hand_for_scenes_is_trained_and_a_model_draws_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = replace(scene_hand.PRESETS["smoke"], folder=str(tmp_path / "head"))
+    monkeypatch.setitem(scene_hand.PRESETS, "smoke", small)
+    found = run(scene_hand, "scene_hand", tmp_path, monkeypatch)["results"]
+    assert set(found["drawn"]) == {"test", "held_out"}
+    assert "drawn as told" in capsys.readouterr().out
+    given = [f"model.diffusion_head={tmp_path / 'head'}"]
+    lesson = training_runs.CONFIGS / f"{scene_sight.FIRST_LESSON}.yaml"
+    parts = build_parts(load_config(lesson, given))
+    saved = load_file(tmp_path / "head" / SINGLE)
+    head = dict(parts.model.image_model.head.named_parameters())
+    assert set(head) == set(saved)
+    assert all(torch.equal(p, saved[name].float()) and p.requires_grad for name, p in head.items())
+    with pytest.raises(ValueError, match="sizes must be those of the model"):
+        build_parts(load_config(lesson, [*given, "model.options.diffusion_head_config.depth=2"]))
+    with pytest.raises(FileNotFoundError, match=r"model\.diffusion_head must be an existing folder"):
+        build_parts(load_config(lesson, [f"model.diffusion_head={tmp_path / 'none'}"]))
+
+
+def _conditions(
+    teller: scene_things.Teller,
+    scene: Scene,
+    share: scene_things.Share = scene_things.EVERYTHING,
+    *,
+    without_things: bool = False,
+) -> Tensor:
+    grounds = torch.tensor([list(BACKGROUNDS).index(scene.background)])
+    things = scene_things.things(scene)[None]
+    with torch.no_grad():
+        found: Tensor = teller(things.fill_(scene_things.NO_WORD) if without_things else things, grounds, share)[0]
+    return found
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_a_token_is_told_of_what_is_drawn_in_it(index: int) -> None:
+    scene = Scene.from_dict(SceneDataset("train", 12)[index].meta["scene"])
+    teller = scene_things.Teller(16, 4)
+    empty = _conditions(teller, scene, without_things=True)
+    assert torch.equal(empty, empty[:1].expand(16, -1))
+    told = (_conditions(teller, scene) != empty).any(-1)  # (16,)
+    pixels = torch.from_numpy(np.array(draw(scene))).int()  # (32, 32, 3)
+    changed = (pixels != torch.tensor(BACKGROUNDS[scene.background])).any(-1)
+    drawn = changed.view(4, 8, 4, 8).any(3).any(1).flatten()  # (16,)
+    assert told[drawn].all()
+    boxes = [thing.box for thing in (*scene.objects, scene.glyph) if thing is not None]
+    covered = torch.zeros(32, 32, dtype=torch.bool)
+    for left, top, width, height in boxes:
+        covered[top : top + height, left : left + width] = True
+    assert torch.equal(told, covered.view(4, 8, 4, 8).any(3).any(1).flatten())
+    only_cells = (_conditions(teller, scene, scene_things.Share(1.0, 0.0, 1.0)) != empty).any(-1)
+    assert only_cells[told].all()
+    nothing = _conditions(teller, scene, scene_things.Share(scene=0.0))
+    assert torch.equal(nothing, nothing[:1].expand(16, -1))
+
+
+def test_a_token_is_told_where_in_it_a_thing_lies() -> None:
+    teller = scene_things.Teller(16, 4)
+    here, beside = (_conditions(teller, Scene((SceneObject("red", "bar", "small", x, 1),), "black", None)) for x in (1, 2))
+    assert (here != beside).any(-1).nonzero().flatten().tolist() == [0]
+    cells = scene_things.Share(1.0, 0.0, 1.0)
+    scenes = [Scene((SceneObject("red", "bar", "small", x, 1),), "black", None) for x in (1, 2)]
+    assert torch.equal(*(_conditions(teller, scene, cells) for scene in scenes))
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mmar.agreement import check_agreement
 from mmar.config import MMARConfig
 from mmar.data.order import StreamSettings
+from mmar.image_head import DiffusionTokenHead
 from mmar.model import MMARForConditionalGeneration
 from mmar.pipeline import IMAGE_TOKENIZER_FOLDER
 from mmar.processing import ChatFormat, MMARImageProcessor, MMARProcessor, train_tokenizer
 from mmar.tokenizers import ImageTokenizer, LatentScale, PackedTokenizer, PatchTokenizer, load_image_tokenizer
-from mmar.training.config import TrainingConfig
+from mmar.training.config import ModelSource, TrainingConfig
 from mmar.training.sources import make_stream, texts_of
 from mmar.weight_files import TensorSource, copy_strictly
 
@@ -71,22 +72,30 @@ def build_parts(config: TrainingConfig) -> Parts:
 
 
 def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
-    source, options = config.model, dict(config.model.options)
-    for name in ("checkpoint", "qwen2", "embedding_vit", "language_model"):
+    source = config.model
+    for name in ("checkpoint", "qwen2", "embedding_vit", "diffusion_head", "language_model"):
         folder = getattr(source, name)
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"model.{name} must be an existing folder, got {folder}; fetch or train it first")
+    model = _started(source)
+    if source.embedding_vit is not None:
+        _load_embedding_vit(model, source.embedding_vit)
+    if source.diffusion_head is not None:
+        _load_diffusion_head(model, source.diffusion_head)
+    return model
+
+
+def _started(source: ModelSource) -> MMARForConditionalGeneration:
+    """From a checkpoint, around a Qwen2, or new."""
+    options = dict(source.options)
     if source.checkpoint is not None:
         # without dtype all would have that of the first parameter, which is frozen and in bfloat16: masters need float32
         return MMARForConditionalGeneration.from_pretrained(source.checkpoint, dtype=torch.float32, **options)
     if source.qwen2 is not None:
-        model = MMARForConditionalGeneration.from_qwen2(source.qwen2, preset=source.size, **options)
-    else:
-        model = MMARForConditionalGeneration(MMARConfig.preset(source.preset or "", **options))
-        if source.language_model is not None:
-            _load_language_model(model, source.language_model)
-    if source.embedding_vit is not None:
-        _load_embedding_vit(model, source.embedding_vit)
+        return MMARForConditionalGeneration.from_qwen2(source.qwen2, preset=source.size, **options)
+    model = MMARForConditionalGeneration(MMARConfig.preset(source.preset or "", **options))
+    if source.language_model is not None:
+        _load_language_model(model, source.language_model)
     return model
 
 
@@ -97,6 +106,15 @@ def _load_embedding_vit(model: MMARForConditionalGeneration, folder: str) -> Non
         raise ValueError(f"model.embedding_vit must be null for a model without EmbeddingViT, got {folder}")
     remedy = "sizes must be those of the model: see model.options.embedding_vit_config and image_config"
     copy_strictly(TensorSource.of(folder), dict(vit.named_parameters()), remedy=remedy)
+
+
+def _load_diffusion_head(model: MMARForConditionalGeneration, folder: str) -> None:
+    """Weights to start from, all of them."""
+    head = getattr(model.image_model, "head", None)
+    if not isinstance(head, DiffusionTokenHead):
+        raise ValueError(f"model.diffusion_head must be null for a model without a diffusion head, got {folder}")
+    remedy = "sizes must be those of the model: see model.options.diffusion_head_config and image_config"
+    copy_strictly(TensorSource.of(folder), dict(head.named_parameters()), remedy=remedy)
 
 
 def _load_language_model(model: MMARForConditionalGeneration, folder: str) -> None:

@@ -30,6 +30,7 @@ class ModelSource:
         checkpoint: Folder of a saved MMAR.
         size: Preset for the parts around a Qwen2.
         embedding_vit: Folder of weights that the EmbeddingViT of a new model starts from; it is trained on.
+        diffusion_head: Folder of weights that PostProjector and diffusion MLP start from, also in place of a checkpoint's.
         language_model: Folder of a language model to load into a preset of the same text sizes and freeze (a stage 0 run).
         options: Fields of MMARConfig to replace, nested.
     """
@@ -39,6 +40,7 @@ class ModelSource:
     checkpoint: str | None = None
     size: str | None = None
     embedding_vit: str | None = None
+    diffusion_head: str | None = None
     language_model: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
