@@ -1,8 +1,7 @@
 r"""What does MMAR learn of drawn scenes: which questions can it answer, and which attributes can it draw?
 
 ``mmar-scenes`` (32 x 32 pixels, 16 tokens of four latents of a small KL autoencoder, v-prediction, bf16) on the frozen language
-model of ``scene_words``: a lesson with questions alone, one with captions of one object, then stages 1 and 2. EmbeddingViT and
-the diffusion head come from ``scene_sight`` and ``scene_hand``.
+model of ``scene_words``: lessons with questions alone, then stages 1 and 2.
 Questions of eight families about test scenes and about scenes with pairs of colour and shape that training never meets;
 captions drawn by the paper's recipe in small and by a fast one, read by an exact detector. Its accuracy on real scenes, and on
 their reconstructions, stands beside.
@@ -30,7 +29,7 @@ from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.pictures import grid
 
-STAGES = ("scenes-look", "scenes-draw", "scenes-stage1", "scenes")
+STAGES = ("scenes-look", "scenes-stage1", "scenes")
 SPLITS = ("test", "held_out")
 
 

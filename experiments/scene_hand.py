@@ -2,8 +2,8 @@ r"""A diffusion head that has drawn scenes before: it is told what lies in a tok
 
 The paper's head learns what things look like from 145 million images, through the language model. In trials with a hundred
 thousand captions places and colours were drawn and shapes were blobs. Told directly what lies in each token, the same head
-draws shapes within minutes: it meets far more tokens in that time. It is told by a sum of one vector per word, so that states of
-a language model can come to say the same; words are left out now and then, as a language model may not know them yet.
+draws shapes within minutes: it meets far more tokens in that time. It is told by a sum of one vector per word, so that
+states of a language model can come to say the same; words are left out now and then, as a language model may not know them yet.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ class Teller(nn.Module):
         grid: Tokens a side.
     """
 
+    starts: Tensor
+
     def __init__(self, width: int, grid: int) -> None:
         super().__init__()
         self.side = UNITS // grid
