@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from experiments.command import run_command
 from experiments.jobs import run_jobs
-from experiments.scene_sight import FIRST_LESSON, WEIGHTS, first_tokenizer, save, tenths
-from experiments.scene_things import EVERYTHING, ScenesOfThings, Share, Teller, things
-from experiments.training_runs import CONFIGS
-from mmar.config import MMARConfig
+from experiments.scene_parts import WEIGHTS, EncodedScenes, first_model_config, first_tokenizer, save_part, train_part
+from experiments.scene_things import EVERYTHING, Share, Teller, background, things
 from mmar.data.scenes import Scene, SceneDataset, average
-from mmar.data.scenes.vocabulary import BACKGROUNDS, UNITS, Split
+from mmar.data.scenes.vocabulary import UNITS, Split
 from mmar.evaluation.scenes import read
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.generation.token_sampler import ArStep, DiffusionTokenSampler
@@ -33,8 +29,6 @@ from mmar.image_head import DiffusionTokenHead
 from mmar.picture_codec import PictureCodec
 from mmar.processing import MMARImageProcessor
 from mmar.tokenizers import ImageTokenizer
-from mmar.training.config import load_config
-from mmar.weight_files import SINGLE
 
 
 @dataclass(frozen=True)
@@ -78,34 +72,30 @@ PRESETS = {
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """Train, save, draw test scenes that are told in full."""
     torch.manual_seed(config.seed)
-    tokenizer, model = first_tokenizer(), _model_config()
+    tokenizer, model = first_tokenizer(), first_model_config()
     head, teller = DiffusionTokenHead(model), Teller(model.text_config.hidden_size, tokenizer.grid)
-    parameters = [*head.to(config.device).parameters(), *teller.to(config.device).parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    rate = OneCycleLR(optimizer, config.lr, total_steps=max(2, config.steps), pct_start=0.02, cycle_momentum=False)
-    scenes = ScenesOfThings(tokenizer, "train", config.batch, config.seed)
-    loaders = 8 if config.device == "cuda" else min(1, config.workers)  # they draw and encode
-    batches = iter(DataLoader(scenes, batch_size=None, num_workers=loaders, prefetch_factor=4 if loaders else None))
-    losses: list[float] = []
-    for step in range(config.steps):
-        tokens, told, background = (part.to(config.device) for part in next(batches))
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16):
-            z = teller(told, background, config.share).flatten(0, 1)  # (n N, W)
-            loss = head.loss(z, tokens.flatten(0, 1), timesteps_per_token=config.timesteps_per_token).mean
-        if not loss.isfinite():
-            raise FloatingPointError(f"loss must be finite, got {loss.item()} at step {step}; lower lr")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rate.step()
-        losses.append(loss.item())
-        tick(1)
-    save(head, Path(config.folder))
+    both = nn.ModuleList([head, teller]).to(config.device)
+
+    def loss_of(tokens: Tensor, told: Tensor, ground: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, torch.bfloat16):
+            z = teller(told, ground, config.share).flatten(0, 1)  # (n N, W)
+            return head.loss(z, tokens.flatten(0, 1), timesteps_per_token=config.timesteps_per_token).mean
+
+    scenes = EncodedScenes(tokenizer, _told, "train", config.batch, ("hand", config.seed))
+    losses = train_part(
+        both,
+        loss_of,
+        scenes,
+        steps=config.steps,
+        lr=config.lr,
+        weight_decay=0.0,
+        workers=config.workers,
+        device=config.device,
+        tick=tick,
+    )
     return {
-        "parameters": sum(p.numel() for p in head.parameters()),
-        "bytes": (Path(config.folder) / SINGLE).stat().st_size,
-        "losses": [sum(part) / len(part) for part in tenths(losses)],
+        **save_part(head, Path(config.folder)),
+        "losses": losses,
         "drawn": {split: _drawn(head, teller, tokenizer, config, split) for split in ("test", "held_out")},
     }
 
@@ -130,9 +120,8 @@ def show(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _model_config() -> MMARConfig:
-    config = load_config(CONFIGS / f"{FIRST_LESSON}.yaml")
-    return MMARConfig.preset(config.model.size or "", **config.model.options)
+def _told(scene: Scene) -> tuple[Tensor, Tensor]:
+    return things(scene), background(scene)
 
 
 @torch.inference_mode()
@@ -142,9 +131,8 @@ def _drawn(
     """Scenes told in full, each token drawn by itself: what the exact detector reads."""
     scenes = SceneDataset(split, config.tested, caption_only=True)
     examples = [scenes[i] for i in range(config.tested)]
-    held = [Scene.from_dict(example.meta["scene"]) for example in examples]
-    told = torch.stack([things(scene) for scene in held]).to(config.device)
-    grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in held], device=config.device)
+    said = [_told(Scene.from_dict(example.meta["scene"])) for example in examples]
+    told, grounds = (torch.stack(part).to(config.device) for part in zip(*said, strict=True))
     z = teller(told, grounds, EVERYTHING)  # (n, N, W)
     model = head.config
     settings = ImageGenerationConfig(ar_steps=1, solver="dpm_solver", head_steps=25)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
-from mmar.data.draws import stream
 from mmar.data.scenes import Scene
-from mmar.data.scenes.drawing import draw
 from mmar.data.scenes.font import CHARACTERS
-from mmar.data.scenes.sampling import sample_scene
-from mmar.data.scenes.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES, UNITS, Split
-from mmar.processing import MMARImageProcessor
-from mmar.tokenizers import ImageTokenizer
+from mmar.data.scenes.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES, UNITS
 
 NOTHING = "nothing"
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
@@ -42,26 +36,3 @@ def labels(scene: Scene, grid: int) -> Tensor:
         asked = zip(words, ATTRIBUTES.values(), strict=True)
         found[at] = torch.tensor([NOT_ASKED if word is None else known.index(word) for word, known in asked])
     return found
-
-
-class LabelledScenes(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches of tokens ``(batch, N, C)`` and labels ``(batch, N, attributes)``.
-
-    Args:
-        tokenizer: Encodes the scenes.
-        split: Of the scenes.
-        batch: Scenes in each.
-        seed: Another seed, other scenes.
-    """
-
-    def __init__(self, tokenizer: ImageTokenizer, split: Split, batch: int, seed: int) -> None:
-        self.tokenizer, self.split, self.batch, self.seed = tokenizer, split, batch, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        worker = get_worker_info()
-        rng = stream("sight", self.seed, self.split, 0 if worker is None else worker.id)
-        processor = MMARImageProcessor(UNITS, 3)
-        while True:
-            scenes = [sample_scene(rng, self.split).scene for _ in range(self.batch)]
-            tokens = self.tokenizer.encode(processor([draw(scene) for scene in scenes])["pixel_values"])
-            yield tokens, torch.stack([labels(scene, self.tokenizer.grid) for scene in scenes])

@@ -11,32 +11,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
 
 from experiments.command import run_command
 from experiments.jobs import run_jobs
-from experiments.scene_labels import ATTRIBUTES, NOT_ASKED, NOTHING, LabelledScenes
-from experiments.training_runs import CONFIGS
+from experiments.scene_labels import ATTRIBUTES, NOT_ASKED, NOTHING, labels
+from experiments.scene_parts import WEIGHTS, EncodedScenes, first_model_config, first_tokenizer, save_part, train_part
 from mmar.config import MMARConfig
+from mmar.data.scenes import Scene
 from mmar.data.scenes.vocabulary import SHAPES, Split
 from mmar.embedding_vit import EmbeddingViT
-from mmar.tokenizers import ImageTokenizer, PackedTokenizer, load_image_tokenizer
+from mmar.tokenizers import ImageTokenizer
 from mmar.training.attention import attention_kernel
-from mmar.training.config import load_config
-from mmar.weight_files import SINGLE
-
-WEIGHTS = Path(__file__).parent / "weights"
-FIRST_LESSON = "scenes-look"
-"""The configuration that starts from the weights: its sizes and its image tokenizer are theirs."""
 
 _WEIGHTS = {"kind": 2.0, "colour": 1.0, "size": 0.5, "position": 1.0}
 
@@ -99,42 +92,30 @@ class Sight(nn.Module):
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """Train, save, name what is in test scenes."""
     torch.manual_seed(config.seed)
-    sight, tokenizer = _sight(), first_tokenizer()
-    parameters = list(sight.to(config.device).parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.02)
-    rate = OneCycleLR(optimizer, config.lr, total_steps=max(2, config.steps), pct_start=0.02, cycle_momentum=False)
+    sight, tokenizer = Sight(first_model_config()).to(config.device), first_tokenizer()
     rng = Random(config.seed)
-    scenes = LabelledScenes(tokenizer, "train", config.batch, config.seed)
-    loaders = 8 if config.device == "cuda" else min(1, config.workers)  # they draw and encode
-    batches = iter(DataLoader(scenes, batch_size=None, num_workers=loaders, prefetch_factor=4 if loaders else None))
-    losses: list[float] = []
-    for step in range(config.steps):
-        tokens, wanted = (part.to(config.device) for part in next(batches))
+
+    def loss_of(tokens: Tensor, wanted: Tensor) -> Tensor:
         known = _known(rng, wanted.shape[:2], config.masked).to(config.device)
-        loss = _loss(_named(sight, tokens, known), wanted.masked_fill(~known[..., None], NOT_ASKED))
-        if not loss.isfinite():
-            raise FloatingPointError(f"loss must be finite, got {loss.item()} at step {step}; lower lr")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rate.step()
-        losses.append(loss.item())
-        tick(1)
-    save(sight.embedding_vit, Path(config.folder))
+        return _loss(_named(sight, tokens, known), wanted.masked_fill(~known[..., None], NOT_ASKED))
+
+    scenes = _scenes(tokenizer, "train", config.batch, config.seed)
+    losses = train_part(
+        sight,
+        loss_of,
+        scenes,
+        steps=config.steps,
+        lr=config.lr,
+        weight_decay=0.02,
+        workers=config.workers,
+        device=config.device,
+        tick=tick,
+    )
     return {
-        "parameters": sum(p.numel() for p in sight.embedding_vit.parameters()),
-        "bytes": (Path(config.folder) / SINGLE).stat().st_size,
-        "losses": [sum(part) / len(part) for part in tenths(losses)],
+        **save_part(sight.embedding_vit, Path(config.folder)),
+        "losses": losses,
         "right": {split: _right(sight.eval(), tokenizer, config, split) for split in ("test", "held_out")},
     }
-
-
-def save(part: nn.Module, folder: Path) -> None:
-    """Weights in bf16 as ``model.embedding_vit`` and ``model.diffusion_head`` of a training configuration take them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in part.named_parameters()}
-    save_file(weights, folder / SINGLE, metadata={"format": "pt"})
 
 
 def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
@@ -157,15 +138,13 @@ def show(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sight() -> Sight:
-    config = load_config(CONFIGS / f"{FIRST_LESSON}.yaml")
-    return Sight(MMARConfig.preset(config.model.size or "", **config.model.options))
+def _scenes(tokenizer: ImageTokenizer, split: Split, batch: int, seed: int) -> EncodedScenes:
+    """With the labels of their tokens."""
+    return EncodedScenes(tokenizer, partial(_labelled, grid=tokenizer.grid), split, batch, ("sight", seed))
 
 
-def first_tokenizer() -> ImageTokenizer:
-    """The image tokenizer of the first lesson."""
-    chosen = load_config(CONFIGS / f"{FIRST_LESSON}.yaml").tokenizers
-    return PackedTokenizer(load_image_tokenizer(chosen.image or ""), chosen.image_patch_size)
+def _labelled(scene: Scene, grid: int) -> tuple[Tensor]:
+    return (labels(scene, grid),)
 
 
 def _named(sight: Sight, tokens: Tensor, known: Tensor) -> dict[str, Tensor]:
@@ -198,7 +177,7 @@ def _right(sight: Sight, tokenizer: ImageTokenizer, config: Config, split: Split
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
     batch = min(config.batch, config.tested)
-    scenes = iter(LabelledScenes(tokenizer, split, batch, config.seed))
+    scenes = iter(_scenes(tokenizer, split, batch, config.seed))
     for _ in range(config.tested // batch):
         tokens, wanted = (part.to(config.device) for part in next(scenes))
         with torch.inference_mode():
@@ -216,12 +195,6 @@ def _parts(name: str, target: Tensor) -> dict[str, Tensor]:
     if name != "kind":
         return {name: target != NOT_ASKED}
     return {NOTHING: target == 0, "shape": (target > 0) & (target <= len(SHAPES)), "character": target > len(SHAPES)}
-
-
-def tenths(values: list[float]) -> list[list[float]]:
-    """Ten parts of a row, the last ones perhaps shorter."""
-    size = max(1, len(values) // 10)
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def main() -> None:

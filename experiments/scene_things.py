@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, get_worker_info
 
-from mmar.data.draws import stream
 from mmar.data.scenes import Scene
-from mmar.data.scenes.drawing import draw
 from mmar.data.scenes.font import CHARACTERS
-from mmar.data.scenes.sampling import sample_scene
-from mmar.data.scenes.vocabulary import BACKGROUNDS, COLOURS, MAX_OBJECTS, POSITIONS, SHAPES, SIZES, UNITS, Split
-from mmar.processing import MMARImageProcessor
-from mmar.tokenizers import ImageTokenizer
+from mmar.data.scenes.vocabulary import BACKGROUNDS, COLOURS, MAX_OBJECTS, POSITIONS, SHAPES, SIZES, UNITS
 
 KINDS = (*SHAPES, *CHARACTERS)
 NO_WORD = -1
@@ -35,6 +28,11 @@ def things(scene: Scene) -> Tensor:
         kind, glyph = KINDS.index(scene.glyph.character), scene.glyph
         found[-1] = torch.tensor((kind, NO_WORD, NO_WORD, glyph.cell, *glyph.box))
     return found
+
+
+def background(scene: Scene) -> Tensor:
+    """Scalar index."""
+    return torch.tensor(list(BACKGROUNDS).index(scene.background))
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,13 @@ class Teller(nn.Module):
         self.nothing = nn.Parameter(torch.randn(width))
         self.norm = nn.RMSNorm(width)
 
-    def forward(self, told: Tensor, background: Tensor, share: Share, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, told: Tensor, background: Tensor, share: Share) -> Tensor:
         """Conditions of all tokens.
 
         Args:
             told: ``(n, M, FIELDS)`` of :func:`things`.
             background: ``(n,)`` indices.
             share: How much of it is told.
-            generator: Decides what, on the device of ``told``.
 
         Returns:
             ``(n, N, width)``.
@@ -92,7 +89,7 @@ class Teller(nn.Module):
         n, most, count = len(told), told.shape[1], len(self.starts)
 
         def chosen(p: float, *shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=told.device) < p
+            return torch.rand(shape, device=told.device) < p
 
         box = told[..., 4:]  # (n, M, 4)
         of_words = sum(
@@ -121,27 +118,3 @@ class Teller(nn.Module):
             high = (place[..., None] + 1) * third + sides[axis] / 2
             reach &= (low < self.starts[:, axis] + self.side) & (high > self.starts[:, axis])
         return reach
-
-
-class ScenesOfThings(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
-    """Endless batches of tokens ``(batch, N, C)``, :func:`things` and backgrounds ``(batch,)``.
-
-    Args:
-        tokenizer: Encodes the scenes.
-        split: Of the scenes.
-        batch: Scenes in each.
-        seed: Another seed, other scenes.
-    """
-
-    def __init__(self, tokenizer: ImageTokenizer, split: Split, batch: int, seed: int) -> None:
-        self.tokenizer, self.split, self.batch, self.seed = tokenizer, split, batch, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        worker = get_worker_info()
-        rng = stream("hand", self.seed, self.split, 0 if worker is None else worker.id)
-        processor = MMARImageProcessor(UNITS, 3)
-        while True:
-            scenes = [sample_scene(rng, self.split).scene for _ in range(self.batch)]
-            tokens = self.tokenizer.encode(processor([draw(scene) for scene in scenes])["pixel_values"])
-            grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
-            yield tokens, torch.stack([things(scene) for scene in scenes]), grounds

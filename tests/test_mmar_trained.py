@@ -21,6 +21,7 @@ from experiments import (
     mmar_scenes,
     scene_hand,
     scene_labels,
+    scene_parts,
     scene_sight,
     scene_things,
     scene_tokenizers,
@@ -99,7 +100,7 @@ def test_sight_of_scenes_is_trained_and_a_model_starts_from_it(
     found = run(scene_sight, "scene_sight", tmp_path, monkeypatch)["results"]
     assert found["right"]["test"]["nothing"]["of"] + found["right"]["test"]["position"]["of"] == small.tested * 16
     assert "held_out" in capsys.readouterr().out
-    lesson = training_runs.CONFIGS / f"{scene_sight.FIRST_LESSON}.yaml"
+    lesson = training_runs.CONFIGS / f"{scene_parts.FIRST_LESSON}.yaml"
     parts = build_parts(load_config(lesson, [f"model.embedding_vit={tmp_path / 'vit'}"]))
     saved = load_file(tmp_path / "vit" / SINGLE)
     vit = parts.model.image_model.input.embedding_vit
@@ -133,7 +134,7 @@ def test_a_hand_for_scenes_is_trained_and_a_model_draws_with_it(
     assert set(found["drawn"]) == {"test", "held_out"}
     assert "drawn as told" in capsys.readouterr().out
     given = [f"model.diffusion_head={tmp_path / 'head'}"]
-    lesson = training_runs.CONFIGS / f"{scene_sight.FIRST_LESSON}.yaml"
+    lesson = training_runs.CONFIGS / f"{scene_parts.FIRST_LESSON}.yaml"
     parts = build_parts(load_config(lesson, given))
     saved = load_file(tmp_path / "head" / SINGLE)
     head = dict(parts.model.image_model.head.named_parameters())
