@@ -114,11 +114,10 @@ def _digits(r: Cells) -> tuple[str, str]:
 
 def _scenes(r: Cells) -> tuple[str, str]:
     *_, way = r["drawing"]["test"].values()
-    text = (
-        f"scenes: {100 * r['reading']['test']['mean']:.0f} % of questions right; drawn: {100 * way['colour']:.0f} % of colours"
-    )
-    text += f", {100 * way['shape']:.0f} % of shapes, {100 * way['exact']:.0f} % exactly"
-    return text, "reads well; draws well" if way["exact"] > 0.5 else "reads well; does not draw well yet"
+    parts = {"position": "of places", "colour": "of colours", "shape": "of shapes", "exact": "exactly"}
+    drawn = ", ".join(f"{100 * way[name]:.0f} % {words}" for name, words in parts.items())
+    text = f"scenes: {100 * r['reading']['test']['mean']:.0f} % of questions right; drawn: {drawn}"
+    return text, "reads well; draws well" if way["exact"] > 0.5 else "reads well; does not draw shapes well"
 
 
 def _speed(r: Cells) -> tuple[str, str]:

@@ -27,14 +27,13 @@ def scenes() -> str:
     rows = []
     for family, first in found["reading"][splits[0]]["families"].items():
         shares = [found["reading"][split]["families"][family] for split in splits]
-        text = found["reading_captions"]["families"][family]
-        right = [_percent(one["right"] / one["asked"]) for one in (*shares, text)]
+        texts = [found["reading_captions"][split]["families"][family] for split in splits]
+        right = [_percent(one["right"] / one["asked"]) for one in (*shares, *texts)]
         rows.append([family, *right, f"{first['chance']:.0%}"])
-    means = [found["reading"][split]["mean"] for split in splits]
-    rows.append(["mean", *map(_percent, (*means, found["reading_captions"]["mean"])), ""])
-    reading = table(
-        ["questions", *(split.replace("_", " ") + " scenes" for split in splits), "captions of test scenes", "chance"], rows
-    )
+    means = [found[asked][split]["mean"] for asked in ("reading", "reading_captions") for split in splits]
+    rows.append(["mean", *map(_percent, means), ""])
+    names = [split.replace("_", " ") + " scenes" for split in splits]
+    reading = table(["questions", *names, *(f"captions of {name}" for name in names), "chance"], rows)
     drawn = [
         [f"{name}, {split.replace('_', ' ')}", *(_percent(shares[attribute]) for attribute in _ATTRIBUTES)]
         for split in splits

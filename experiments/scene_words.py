@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments.command import run_command
 from experiments.training_runs import train_stages
 from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset
+from mmar.data.scenes.vocabulary import Split
 from mmar.evaluation.reading_text import ask_caption
 from mmar.evaluation.understanding import by_family, mean_accuracy
 from mmar.pipeline import MMARPipeline
@@ -76,11 +77,11 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     return {"stages": stages, "reading_captions": read_captions(pipeline.to(config.device), config.asked)}
 
 
-def read_captions(pipeline: MMARPipeline, asked: int) -> dict[str, Any]:
+def read_captions(pipeline: MMARPipeline, asked: int, split: Split = "test") -> dict[str, Any]:
     """What a frozen language model finds in the fullest caption, which stands in the place of the image."""
     accuracies = {}
-    for family in tqdm(FAMILIES, desc="questions about captions"):
-        scenes = SceneDataset("test", asked, families=[family])
+    for family in tqdm(FAMILIES, desc=f"questions about captions, {split}"):
+        scenes = SceneDataset(split, asked, families=[family])
         accuracies[family] = by_family(ask_caption(pipeline, [scenes[i] for i in range(asked)]))[family]
     return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 

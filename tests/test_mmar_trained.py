@@ -71,7 +71,8 @@ def test_scenes_are_trained_asked_and_drawn(
         assert drawn["their reconstructions"]["position"] > 0.9
         assert drawn["2 x 2"]["exact"] < 0.5
     assert found["stages"]["scenes"]["config"]["masking"]["low"] == 0.0
-    assert set(found["reading_captions"]["families"]) == set(found["reading"]["test"]["families"])
+    for split in ("test", "held_out"):
+        assert set(found["reading_captions"][split]["families"]) == set(found["reading"][split]["families"])
     assert "held_out" in capsys.readouterr().out
     assert [unpacked(one["picture"]).size for one in found["pictures"]] == [(32, 32)] * 2
     digits = {"results": {"drawing": {"a way": {"pictures": found["pictures"]}}}}
