@@ -171,9 +171,24 @@ def _families(r: Cells) -> tuple[str, str]:
 
 
 def _scaling(r: Cells) -> tuple[str, str]:
-    means = [one["reading"]["mean"] for one in r["sizes"].values()]
-    text = ", ".join(f"{100 * m:.0f} %" for m in means) + _alone(next(iter(r["sizes"].values()))["reading"])
-    return f"read by three sizes, the smallest first: {text}", "agrees" if means == sorted(means) else "disagrees"
+    sizes = r["sizes"]
+    plain = [name for name in sizes if " x" not in name]
+    rated = [next((n for n in sizes if n.startswith(f"{name} x")), name) for name in plain]
+
+    def means(names: list[str], what: str) -> list[float]:
+        cells = [sizes[n]["reading"] if what == "read" else sizes[n]["drawing"]["last"]["frechet"] for n in names]
+        return [cell["mean"] for cell in cells]
+
+    def told(names: list[str]) -> str:
+        read, distance = means(names, "read"), means(names, "distance")
+        return f"read {', '.join(f'{100 * m:.0f} %' for m in read)}; Fréchet {', '.join(f'{d:.3g}' for d in distance)}"
+
+    text = (
+        f"three sizes, the smallest first: {told(plain)} at one learning rate; {told(rated)} at rates that fall with the width"
+    )
+    read, distance = means(rated, "read"), means(rated, "distance")
+    agrees = read == sorted(read) and distance == sorted(distance, reverse=True)
+    return text + _alone(sizes[plain[0]]["reading"]), "agrees" if agrees else "not seen at this scale"
 
 
 def _alone(cell: Cells) -> str:

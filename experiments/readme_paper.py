@@ -27,9 +27,11 @@ def table1() -> str:
     seeds, rows = len(whole["config"]["seeds"]), []
     for size, one in whole["results"]["sizes"].items():
         last, trained = one["drawing"]["last"], f"{one['trained_parameters'] / 1e6:.2f} M"
-        read, recognised = (percent(cell, seeds) for cell in (one["reading"], last["recognised"]))
-        rows.append([size, trained, read, recognised, number(last["frechet"], seeds)])
-    sizes = table(["MMAR", "trained parameters", "read", "drawn, from t = 999", "Frechet"], rows)
+        read, told, recognised = (
+            percent(cell, seeds) for cell in (one["reading"], one["reading_captions"], last["recognised"])
+        )
+        rows.append([size, trained, read, told, recognised, number(last["frechet"], seeds)])
+    sizes = table(["MMAR", "trained parameters", "read", "captions read", "drawn, from t = 999", "Frechet"], rows)
     return f"{_arms(record)}\n\n{sizes}"
 
 

@@ -97,6 +97,8 @@ def test_table1_and_sizes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert set(found["arms"]) == {"chameleon", "understanding_only"}
     assert found["arms"]["understanding_only"]["drawing"] == {}  # it has nothing to draw with
     assert found["sizes"]["mmar-digits"]["trained_parameters"] > 2 * found["arms"]["chameleon"]["trained_parameters"] > 0
+    assert set(found["sizes"]) == {"mmar-digits", "mmar-digits-small x2"}
+    assert 0 <= found["sizes"]["mmar-digits"]["reading_captions"]["mean"] <= 1
     assert "LLaVA-like" in capsys.readouterr().out
 
 

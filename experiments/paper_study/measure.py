@@ -22,6 +22,7 @@ from mmar.evaluation.digits import DigitReader
 from mmar.evaluation.feature_network import FeatureNetwork
 from mmar.evaluation.feature_training import train_feature_network
 from mmar.evaluation.fidelity import measure_fidelity
+from mmar.evaluation.reading_text import ask_caption
 from mmar.evaluation.understanding import ask, by_family, mean_accuracy
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.image_head import DiffusionTokenHead
@@ -84,19 +85,21 @@ def scans_of(split: str) -> list[Image.Image]:
     return [data[i].image for i in range(len(data))]
 
 
-def read_digits(pipeline: MMARPipeline, asked: int, *, timestep: int | None = None) -> dict[str, Any]:
+def read_digits(pipeline: MMARPipeline, asked: int, *, timestep: int | None = None, captions: bool = False) -> dict[str, Any]:
     """Every family of questions asked about test scans; ``mean`` is our AVE.
 
     Args:
         pipeline: Answers.
         asked: Scans.
         timestep: Noise level of what is read, for whole-image diffusion.
+        captions: Ask about the captions of the scans instead, in the place of the images: what the language model can answer.
     """
     accuracies = {}
     for family in DIGIT_FAMILIES:
         scans = DigitDataset("test", questions=1, families=[family])
         some = [scans[i] for i in range(min(asked, len(scans)))]
-        accuracies[family] = by_family(ask(pipeline, some, timestep=timestep))[family]
+        answers = ask_caption(pipeline, some) if captions else ask(pipeline, some, timestep=timestep)
+        accuracies[family] = by_family(answers)[family]
     return {"families": {name: asdict(one) for name, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
 

@@ -32,6 +32,7 @@ class Recipe:
         batch_size: Rows a step.
         text_seed: Of the language model; the arms have seeds of their own.
         words: ``key=value`` words for every stage.
+        rate: Factor of every stage's learning rate.
     """
 
     preset: str = "mmar-digits"
@@ -41,6 +42,11 @@ class Recipe:
     batch_size: int = 64
     text_seed: int = 0
     words: tuple[str, ...] = ()
+    rate: float = 1.0
+
+    def identity(self) -> dict[str, Any]:
+        """What a run depends on; a rate of 1 is left out, so that runs from before there was one are found."""
+        return {name: value for name, value in asdict(self).items() if name != "rate" or value != 1}
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,13 @@ class Runs:
             "batch": recipe.batch_size,
             "seed": recipe.text_seed,
             "words": recipe.words,
+            **({"rate": recipe.rate} if recipe.rate != 1 else {}),
         }
         return self._folder("language", part)
 
     def arm_folder(self, arm: Arm, seed: int) -> Path:
         """Of both stages of an arm."""
-        identity = {"arm": asdict(arm), "recipe": asdict(self.recipe), "seed": seed}
+        identity = {"arm": asdict(arm), "recipe": self.recipe.identity(), "seed": seed}
         return self._folder(f"{arm.name}-seed{seed}", identity)
 
     def language_model(self) -> Path:
@@ -118,6 +125,7 @@ class Runs:
         final = output / FINAL
         shared = ("needs=null", f"output={output}", f"batch_size={self.recipe.batch_size}", "saving.keep=1")
         config = load_config(CONFIGS / f"{name}.yaml", [*shared, *words, *self.recipe.words])
+        config.optimizer.lr *= self.recipe.rate
         if not final.is_dir() and train(config, resume=True) != final:
             raise KeyboardInterrupt
         return final
