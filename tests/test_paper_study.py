@@ -177,11 +177,12 @@ def test_pictures_come_back_to_the_pixel(mode: str) -> None:
 
 
 def test_the_front_and_the_best_way() -> None:
-    def way(seconds: float, frechet: float, recognised: float = 0.9, spread: float = 1.0) -> dict:
-        cells = {"seconds": seconds, "frechet": frechet, "recognised": recognised}
+    def way(seconds: float, frechet: float, recognised: float = 0.9, recall: float = 0.9, spread: float = 1.0) -> dict:
+        cells = {"seconds": seconds, "frechet": frechet, "recognised": recognised, "recall": recall}
         return {name: {"mean": value, "spread": spread} for name, value in cells.items()}
 
     table = {"paper": way(10, 5), "worse": way(11, 6), "fast": way(1, 9), "middle": way(4, 5.9), "blind": way(2, 5.5, -0.5)}
+    table["narrow"] = way(2.5, 5.5, recall=-0.5)
     assert speed_quality.pareto(table) == ["fast", "blind", "paper"]
     for name in table:
         table[name]["within_spread"] = speed_quality._within(table[name], table["paper"])
