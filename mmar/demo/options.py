@@ -40,7 +40,7 @@ def _fields(pipeline: MMARPipeline) -> dict[str, str]:
     config, settings = pipeline.model.config, pipeline.settings
     fields = {"guidance": f"{settings.guidance_scale:g}", "seed": ""}
     if not config.is_causal and config.image_objective != "whole_image_diffusion":
-        fields["ar_steps"] = "" if settings.ar_steps is None else str(settings.ar_steps)
+        fields["ar_steps"] = "" if settings.ar_steps is None else str(settings.ar_steps_for(config.image_config.count))
     if not config.has_codes:
         fields |= {"head_steps": str(settings.head_steps), "solver": settings.solver}
     return fields

@@ -30,7 +30,7 @@ class MaskedDrawer(Drawer):
 
     def steps(self, unknown: int) -> int:
         """As many as asked for, or as there are tokens."""
-        return unknown if self.settings.ar_steps is None else min(self.settings.ar_steps, unknown)
+        return self.settings.ar_steps_for(unknown)
 
     def draw(self, drawing: Drawing, report: Report) -> Tensor:
         """As :meth:`Drawer.draw`."""

@@ -30,8 +30,9 @@ class ImageGenerationConfig:
     """Options of :func:`mmar.generation.generate_image_tokens`. The defaults are the paper's inference without guidance.
 
     Attributes:
-        ar_steps: Autoregressive steps at most, never more than there are tokens to draw; None: one token per step. Causal
-            objectives draw one token per step and refuse fewer; whole_image_diffusion has no such steps.
+        ar_steps: Autoregressive steps at most, never more than there are tokens to draw; between 0 and 1 their share in the
+            tokens to draw; None: one token per step. Causal objectives draw one token per step and refuse fewer;
+            whole_image_diffusion has no such steps.
         order: random (a permutation of its own for each image) or raster; None: random where the objective can, else raster.
         tokens_schedule: Tokens per autoregressive step: cosine (few, then many), linear (in proportion to the step), constant.
         solver: Of the diffusion: ddpm (ancestral, posterior variance), ddim, dpm_solver (DPM-Solver++ 2M), heun (two network
@@ -51,7 +52,7 @@ class ImageGenerationConfig:
         sampler_dtype: float32; bfloat16 puts state, guidance and solver arithmetic in bf16, for experiments on what it costs.
     """
 
-    ar_steps: int | None = None
+    ar_steps: int | float | None = None
     order: Literal["random", "raster"] | None = None
     tokens_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     solver: Literal["ddpm", "ddim", "dpm_solver", "heun"] = "ddpm"
@@ -70,7 +71,9 @@ class ImageGenerationConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
-        for name in ("ar_steps", "head_steps", "head_steps_end", "top_k"):
+        if not (isinstance(self.ar_steps, float) and 0 < self.ar_steps < 1):
+            _check_count("ar_steps", self.ar_steps, optional=True, besides=" or a share between 0 and 1")
+        for name in ("head_steps", "head_steps_end", "top_k"):
             _check_count(name, getattr(self, name), optional=name != "head_steps")
         for name in ("guidance_scale", "temperature", "eta"):
             _check_number(name, getattr(self, name))
@@ -95,6 +98,12 @@ class ImageGenerationConfig:
         """Whether the unconditional prompts are read."""
         return self.guidance_scale != 1
 
+    def ar_steps_for(self, tokens: int) -> int:
+        """Autoregressive steps in which that many tokens are drawn by a masked objective."""
+        if self.ar_steps is None:
+            return tokens
+        return min(tokens, self.ar_steps if isinstance(self.ar_steps, int) else max(1, round(self.ar_steps * tokens)))
+
     def guidance_at(self, known_share: float) -> float:
         """Guidance scale of the step after which this share of the tokens is known."""
         share = known_share if self.guidance_schedule == "linear" else 1.0
@@ -116,7 +125,7 @@ class ImageGenerationConfig:
             raise ValueError("image_objective must be one that models images, got 'understanding_only'; it only reads them")
         if config.is_causal and self.order == "random":
             raise ValueError(f"order must be raster or None for {objective!r}, got 'random'; masked objectives have any order")
-        if config.is_causal and self.ar_steps is not None and self.ar_steps < config.image_config.count:
+        if config.is_causal and self.ar_steps_for(config.image_config.count) < config.image_config.count:
             raise ValueError(
                 f"ar_steps must be None for {objective!r}, which draws one token per step, got {self.ar_steps} for "
                 f"{config.image_config.count} tokens; masked objectives draw several at once"
@@ -165,11 +174,11 @@ class ImageGenerationConfig:
         return cls.from_dict(json.loads((Path(folder) / FILE_NAME).read_text()))
 
 
-def _check_count(name: str, value: Any, *, optional: bool) -> None:
+def _check_count(name: str, value: Any, *, optional: bool, besides: str = "") -> None:
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1{' or None' if optional else ''}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least 1{besides}{' or None' if optional else ''}, got {value!r}")
 
 
 def _check_number(name: str, value: Any) -> None:

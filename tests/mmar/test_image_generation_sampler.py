@@ -408,6 +408,19 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert 256 * paper.head_steps / (fast.ar_steps * fast.head_steps) == 80
 
 
+def test_steps_as_a_share_of_the_tokens() -> None:
+    share = ImageGenerationConfig(ar_steps=0.25)
+    assert [share.ar_steps_for(tokens) for tokens in (256, 16, 6, 1)] == [64, 4, 2, 1]
+    model = tiny_model("mmar")
+    steps = 4 / model.config.image_config.count
+    options = {"head_steps": 2, "solver": "ddim"}
+    got, same = (generate(model, ImageGenerationConfig(ar_steps=given, **options)) for given in (steps, 4))
+    assert torch.equal(got, same)
+    assert not torch.equal(got, generate(model, ImageGenerationConfig(ar_steps=2, **options)))  # the control
+    with pytest.raises(ValueError, match="ar_steps must be None"):
+        share.check_for(tiny_model("chameleon").config)
+
+
 def test_schedules_over_the_steps() -> None:
     settings = ImageGenerationConfig(head_steps=50, head_steps_end=5, guidance_scale=3.0, guidance_schedule="linear")
     assert [settings.head_steps_at(i, 10) for i in range(10)] == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
@@ -421,7 +434,8 @@ def test_schedules_over_the_steps() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ar_steps": 0}, "ar_steps must be a whole number of at least 1 or None, got 0"),
+        ({"ar_steps": 0}, "ar_steps must be a whole number of at least 1 or a share between 0 and 1 or None, got 0"),
+        ({"ar_steps": 1.0}, "or a share between 0 and 1 or None, got 1.0"),
         ({"head_steps": 2.5}, "head_steps must be a whole number of at least 1, got 2.5"),
         ({"head_steps": None}, "head_steps must be"),
         ({"top_k": True}, "top_k must be"),
