@@ -87,7 +87,8 @@ MASKS = _named(
 ABLATIONS = _named(
     TABLE3["v_mixed"],
     Arm("flow", "flow head", options=_head("prediction_type=flow")),
-    Arm("edm", "EDM head, sigma_data 1", options=_head("prediction_type=edm", "sigma_data=1.0")),
+    Arm("edm", "EDM head, sigma_data 1: v itself", options=_head("prediction_type=edm", "sigma_data=1.0")),
+    Arm("edm_half", "EDM head, sigma_data 0.5", options=_head("prediction_type=edm", "sigma_data=0.5")),
     Arm("sample", "clean-token head", options=_head("prediction_type=sample")),
     Arm("raster", "raster order, causal image", "raster"),
     Arm("sequential", "a position for each token", options=("model.options.image_positions=sequential",)),
