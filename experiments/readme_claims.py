@@ -124,7 +124,7 @@ def _speed(r: Cells) -> tuple[str, str]:
     best = r["ways"][r["best"]]
     text = f"{best['fewer_calls']:.0f} times fewer calls of the head, {best['faster']:.1f} times faster, within the spread"
     recall = f"recall {best['recall']['mean']:.2f} against {r['ways']['paper']['recall']['mean']:.2f}"
-    return f"{text} ({r['best']}; {recall})", "a limit of the recipe; fewer steps draw less varied digits"
+    return f"{text} ({r['best']}; {recall})", "a limit of the recipe, not of the model"
 
 
 def _steps(r: Cells) -> tuple[str, str]:

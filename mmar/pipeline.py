@@ -36,7 +36,8 @@ class MMARPipeline:
         model: Left in the mode it is in; evaluated in evaluation mode.
         processor: Makes prompts and pixels.
         image_tokenizer: Makes tokens and pictures.
-        settings: How images are drawn unless :meth:`draw` is told otherwise; the paper's by default.
+        settings: How images are drawn unless :meth:`draw` is told otherwise; by default the preset fast where the model
+            can, see :meth:`ImageGenerationConfig.default_for`. The paper's way is ``ImageGenerationConfig.preset("paper")``.
         compute_dtype: What the model computes in: under autocast where its weights are of another dtype, which casts them at
             each call; faster is a model loaded in bfloat16. The paper trains in bfloat16. The dtype of the weights goes without
             autocast. The image tokenizer computes in the dtype of its own weights.
@@ -57,7 +58,7 @@ class MMARPipeline:
         check_agreement(model.config, processor, image_tokenizer)
         check_compute_dtype(model, compute_dtype)
         self.model, self.processor, self.image_tokenizer = model, processor, image_tokenizer
-        self.settings = ImageGenerationConfig() if settings is None else settings
+        self.settings = ImageGenerationConfig.default_for(model.config) if settings is None else settings
         self.compute_dtype = compute_dtype
 
     @property

@@ -49,7 +49,7 @@ def _sampler(folder: Path) -> Report | str | None:
     if not has_diffusion(config):
         return None
     try:
-        return sampler_report(config, stored_settings(folder) or ImageGenerationConfig())
+        return sampler_report(config, stored_settings(folder) or ImageGenerationConfig.default_for(config))
     except ValueError as error:
         return f"the stored settings cannot be run: {error}"
 
