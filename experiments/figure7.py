@@ -40,7 +40,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(asked=2), noised=("transfusion",), timesteps=(0, 750), workers=0),
     "quick": Config((0,), QUICK, Amount(asked=100), noised=("transfusion",)),
-    "cpu": Config(),
+    "cpu": Config((0, 1), noised=("transfusion", "transfusion_vit")),  # noised_context: one seed trained, not measured yet
     "gpu": Config(recipe=GPU, workers=0, device="cuda"),
 }
 
