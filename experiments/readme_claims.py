@@ -178,19 +178,20 @@ def _scaling(r: Cells) -> tuple[str, str]:
     plain = [name for name in sizes if " x" not in name]
     rated = [next((n for n in sizes if n.startswith(f"{name} x")), name) for name in plain]
 
-    def means(names: list[str], what: str) -> list[float]:
-        cells = [sizes[n]["reading"] if what == "read" else sizes[n]["drawing"]["last"]["frechet"] for n in names]
-        return [cell["mean"] for cell in cells]
+    def reading(names: list[str]) -> list[float]:
+        return [sizes[name]["reading"]["mean"] for name in names]
+
+    def distances(names: list[str]) -> list[float]:
+        return [sizes[name]["drawing"]["last"]["frechet"]["mean"] for name in names]
 
     def told(names: list[str]) -> str:
-        read, distance = means(names, "read"), means(names, "distance")
-        return f"read {', '.join(f'{100 * m:.0f} %' for m in read)}; Fréchet {', '.join(f'{d:.3g}' for d in distance)}"
+        read, distance = ", ".join(f"{100 * m:.0f} %" for m in reading(names)), ", ".join(f"{d:.3g}" for d in distances(names))
+        return f"read {read}; Fréchet {distance}"
 
     text = (
         f"three sizes, the smallest first: {told(plain)} at one learning rate; {told(rated)} at rates that fall with the width"
     )
-    read, distance = means(rated, "read"), means(rated, "distance")
-    agrees = read == sorted(read) and distance == sorted(distance, reverse=True)
+    agrees = reading(rated) == sorted(reading(rated)) and distances(rated) == sorted(distances(rated), reverse=True)
     alone = _alone(sizes[plain[0]]["reading"])
     return text + alone, ("agrees in sign" if agrees else "not seen at this scale") + (f"; {_ALONE}" if alone else "")
 

@@ -75,7 +75,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
     size, _, key = key.rpartition(" ")
     found, pipeline = measure_arm(_sized(config, size) if size else config, *parse_key(key), tick)
     if size:
-        found = {**found, "reading_captions": read_digits(pipeline, config.amount.asked, captions=True)}
+        found = {**found, "reading_captions": read_digits(pipeline, config.amount.asked, of_captions=True)}
     tick(1)
     return found
 

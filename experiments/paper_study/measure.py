@@ -85,20 +85,22 @@ def scans_of(split: str) -> list[Image.Image]:
     return [data[i].image for i in range(len(data))]
 
 
-def read_digits(pipeline: MMARPipeline, asked: int, *, timestep: int | None = None, captions: bool = False) -> dict[str, Any]:
+def read_digits(
+    pipeline: MMARPipeline, asked: int, *, timestep: int | None = None, of_captions: bool = False
+) -> dict[str, Any]:
     """Every family of questions asked about test scans; ``mean`` is our AVE.
 
     Args:
         pipeline: Answers.
         asked: Scans.
         timestep: Noise level of what is read, for whole-image diffusion.
-        captions: Ask about the captions of the scans instead, in the place of the images: what the language model can answer.
+        of_captions: Ask about the captions of the scans instead, in the place of images: what the language model can answer.
     """
     accuracies = {}
     for family in DIGIT_FAMILIES:
         scans = DigitDataset("test", questions=1, families=[family])
         some = [scans[i] for i in range(min(asked, len(scans)))]
-        answers = ask_caption(pipeline, some) if captions else ask(pipeline, some, timestep=timestep)
+        answers = ask_caption(pipeline, some) if of_captions else ask(pipeline, some, timestep=timestep)
         accuracies[family] = by_family(answers)[family]
     return {"families": {name: asdict(one) for name, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 
