@@ -13,7 +13,7 @@ from diffparam.oracle import GaussianMixture
 from diffparam.parameterization import EPSILON, FLOW, SCORE, X0, AngularParam, V
 from diffparam.prediction.budget import ErrorBudget, predict_error
 from diffparam.prediction.flags import Flag
-from diffparam.prediction.sensitivity import Sensitivity, gaussian_sensitivity, moments_sensitivity, trace_sensitivity
+from diffparam.prediction.sensitivity import Sensitivity, gaussian_sensitivity, moments_sensitivity
 from diffparam.prediction.sources import SourceError
 from diffparam.prediction.step import (
     OutputMoments,
@@ -26,6 +26,7 @@ from diffparam.prediction.step import (
     step_error_rms,
     unit_step_error,
 )
+from diffparam.prediction.trace import trace_sensitivity
 from diffparam.quantization import AmaxRounding, BlockRounding
 from diffparam.rounding import FORMATS, FloatFormat, parse_format, relative_error, round_to
 from diffparam.rounding_energy import overflow_probability, rounding_energy

@@ -7,6 +7,9 @@ Every layer rounds, so the relative error of an output is neither 1/603 nor 1/12
 
 is fitted by least squares with :math:`\delta^2, a^2 \ge 0`: delta is what scales with the element itself, a what does not. The
 fit always has the measured energy, :math:`\delta^2E[u^2] + a^2 = E[e^2]`.
+
+What the rounding of weights does is much the same at every call of a run. Small as its share of each call's error is, over a run
+it adds up with its sign while the rest averages out, so how errors correlate from timestep to timestep is measured too, if asked.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from diffparam._checks import check_sample
-from diffparam.error_sums import ErrorSums, fit_energy, moment_terms
+from diffparam.error_sums import ErrorSums, PairedErrors, fit_energy, moment_terms
 from diffparam.errors import NonFiniteError
 from diffparam.module_precision import BorrowedModule
 from diffparam.network_error import NetworkError
@@ -50,6 +53,7 @@ class Calibration:
         moments: :class:`diffparam.OutputMoments` of the reference as arrays, where ``schedule`` and ``param`` were given.
         dtype: The low precision.
         reference: The high one.
+        correlation: Of the errors of the same samples at two timesteps, ``(timesteps, timesteps)``, where it was measured.
     """
 
     timesteps: np.ndarray
@@ -62,6 +66,7 @@ class Calibration:
     moments: OutputMoments | None
     dtype: torch.dtype
     reference: torch.dtype
+    correlation: np.ndarray | None = None
 
     def __repr__(self) -> str:
         ends = f"{self.relative.min():.3g} .. {self.relative.max():.3g}"
@@ -77,8 +82,8 @@ class Calibration:
     def at(self, where: Plan | Sequence[float] | np.ndarray | Tensor | float) -> NetworkError:
         """The error model of each call of a plan, or of timesteps (of one, for a number).
 
-        Between timesteps the energies of error and output are interpolated in their logarithms, and the multiplicative share
-        of the error linearly.
+        Between timesteps the energies of error and output are interpolated in their logarithms, the multiplicative share of
+        the error and the correlation linearly.
 
         Raises:
             ValueError: If a timestep is outside of the calibrated span.
@@ -87,7 +92,8 @@ class Calibration:
         share = np.interp(t, self.timesteps, self._multiplicative_share())
         error_sq, output_sq = (_interpolate_log(t, self.timesteps, v) for v in (self.error_sq, self.output_sq))
         relative_sq = np.where(output_sq > 0, share * error_sq / np.where(output_sq > 0, output_sq, 1.0), 0.0)
-        return NetworkError(np.sqrt(relative_sq), np.sqrt((1.0 - share) * error_sq))
+        correlation = None if self.correlation is None or not t.ndim else _between(t, self.timesteps, self.correlation)
+        return NetworkError(np.sqrt(relative_sq), np.sqrt((1.0 - share) * error_sq), correlation)
 
     def moments_at(self, where: Plan | Sequence[float] | np.ndarray | Tensor | float) -> OutputMoments:
         """The measured moments at each call of a plan: what :func:`diffparam.predict_error` takes as data.
@@ -135,13 +141,14 @@ def calibrate(
     edges: Sequence[float] | None = None,
     schedule: Schedule | None = None,
     param: AngularParam | None = None,
+    correlated: bool = False,
 ) -> Calibration:
     """Measure what evaluating ``model`` in ``dtype`` does to its output, per timestep.
 
     A module is evaluated in both precisions in turn, in evaluation mode, without gradients, and is left exactly as it was,
     however this ends; its weights are held once more, in the precision that they are not in. The rounding of weights and inputs
-    to ``dtype`` is part of the error; that of the weights is the same in each call of a run, where errors then add up, and is
-    absent if ``model`` has weights in ``dtype`` already. Both evaluations see the same state of torch's random numbers, and
+    to ``dtype`` is part of the error; that of the weights is the same in each call of a run, where errors then add up (see
+    ``correlated``), and is absent if ``model`` has weights in ``dtype`` already. Both evaluations see the same state of torch's random numbers, and
     leave it alone. Only sums are kept: memory does not grow with the batches, but with the distinct timesteps where there are
     no ``edges``.
 
@@ -160,6 +167,8 @@ def calibrate(
             timestep stands alone.
         schedule: With ``param``: the schedule of ``t``, whose state convention ``x_t`` is in; measures the moments too.
         param: With ``schedule``: what the output means.
+        correlated: Measure how errors correlate between timesteps. Each batch must be at one timestep, all of the same samples
+            in the same order with the same noise, as a run sees them; their errors are held in memory.
 
     Raises:
         TypeError: If a batch, the output or the combination of options is of the wrong kind.
@@ -168,9 +177,11 @@ def calibrate(
     """
     if (schedule is None) != (param is None):
         raise ValueError("schedule and param must be given together; the moments need both")
+    if correlated and edges is not None:
+        raise ValueError("correlated must not be given together with edges; errors correlate between single timesteps")
     high, narrow = _networks(model, dtype, reference, low=low, autocast=autocast, cast=cast)
     cast = cast_inputs if cast is None else cast
-    sums = ErrorSums(edges)
+    sums, paired = ErrorSums(edges), PairedErrors() if correlated else None
     for batch in batches:
         x_t, t = _check_batch(batch)
         outputs = []
@@ -182,11 +193,13 @@ def calibrate(
         if u.shape != u_low.shape:
             raise ValueError(f"model must return one shape in both precisions, got {tuple(u.shape)} and {tuple(u_low.shape)}")
         moments = None if schedule is None or param is None else moment_terms(u, x_t, t, schedule=schedule, param=param)
+        if paired is not None:
+            paired.add(t, u, u_low)
         sums.add(t, u, u_low, moments)
-    return _fitted(sums, dtype, reference)
+    return _fitted(sums, paired, dtype, reference)
 
 
-def _fitted(sums: ErrorSums, dtype: torch.dtype, reference: torch.dtype) -> Calibration:
+def _fitted(sums: ErrorSums, paired: PairedErrors | None, dtype: torch.dtype, reference: torch.dtype) -> Calibration:
     means = sums.means()
     delta_sq = fit_energy(means.u_sq, means.e_sq, means.u_4, means.u_sq_e_sq)
     return Calibration(
@@ -200,6 +213,7 @@ def _fitted(sums: ErrorSums, dtype: torch.dtype, reference: torch.dtype) -> Cali
         moments=None if means.moments is None else OutputMoments(*means.moments),
         dtype=dtype,
         reference=reference,
+        correlation=None if paired is None else paired.correlation(),
     )
 
 
@@ -287,6 +301,15 @@ def _check_output(u: Any, x_t: Tensor, t: np.ndarray, precision: torch.dtype) ->
             "a format of larger range (bfloat16) does not overflow where float16 does"
         )
     return u.detach().to(torch.float32 if u.device.type == "mps" else torch.float64)
+
+
+def _between(t: np.ndarray, at: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """Linear in both timesteps; two calls at one timestep err alike."""
+    rows = np.array([np.interp(t, at, row) for row in correlation])
+    found: np.ndarray = np.array([np.interp(t, at, column) for column in rows.T])
+    found = (found + found.T) / 2  # the order of interpolation shows in the last digit
+    found[t[:, None] == t[None, :]] = 1.0
+    return found
 
 
 def _interpolate_log(t: np.ndarray, at: np.ndarray, values: np.ndarray) -> np.ndarray:

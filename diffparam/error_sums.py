@@ -91,6 +91,42 @@ class ErrorSums:
         return np.minimum(np.searchsorted(self.edges, t, side="right"), len(self.edges) - 1).astype(np.float64)
 
 
+class PairedErrors:
+    """Errors of the same samples at one timestep after another, for how they correlate; all of them are held, in float32."""
+
+    def __init__(self) -> None:
+        self.rows: dict[float, Tensor] = {}
+
+    def add(self, t: np.ndarray, u: Tensor, u_low: Tensor) -> None:
+        """One batch of outputs ``(batch, ...)``, all at one timestep that has not been seen.
+
+        Raises:
+            ValueError: If timesteps differ or repeat, or the shape is not that of the batches before.
+        """
+        if (t != t[0]).any():
+            raise ValueError(f"batches must be of one timestep each with correlated=True, got {t.min():g} to {t.max():g} in one")
+        if float(t[0]) in self.rows:
+            raise ValueError(f"batches must be of different timesteps with correlated=True, got {t[0]:g} twice; join the two")
+        error = (u_low - u).flatten().float()
+        first = next(iter(self.rows.values()), error)
+        if error.shape != first.shape:
+            raise ValueError(
+                f"batches must hold the same samples with correlated=True, got outputs of {error.numel()} elements at t = {t[0]:g} "
+                f"after {first.numel()}"
+            )
+        self.rows[float(t[0])] = error
+
+    def correlation(self) -> np.ndarray:
+        """``(timesteps, timesteps)``, rising in the timestep: E[e_k e_l] over the two rms; 0 beside an error that is 0."""
+        rows = torch.stack([self.rows[t] for t in sorted(self.rows)]).double()
+        gram = (rows @ rows.T).cpu().numpy()
+        size = np.sqrt(np.diag(gram))
+        safe = np.where(size > 0, size, 1.0)
+        correlation: np.ndarray = np.clip(gram / np.outer(safe, safe), -1.0, 1.0)
+        np.fill_diagonal(correlation, 1.0)
+        return correlation
+
+
 def moment_terms(u: Tensor, x_t: Tensor, t: np.ndarray, *, schedule: Schedule, param: AngularParam) -> tuple[Tensor, ...]:
     """x_t^2, x_t v_hat and v_hat^2 per element, of the variance-preserving state: :class:`diffparam.OutputMoments`."""
     phi = schedule.phi_at(torch.tensor(t))

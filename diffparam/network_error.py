@@ -21,10 +21,13 @@ class NetworkError:
     Args:
         delta: Multiplicative part, relative to the value: a number, or an array ``(calls,)`` in the order of the plan.
         scale: Additive part, in units of the value, likewise.
+        correlation: Of the xi of two calls, ``(calls, calls)``; None for independent ones. A prediction knows it; :meth:`apply`,
+            which sees one call, draws xi anew.
     """
 
     delta: Any
     scale: Any = 0.0
+    correlation: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("delta", "scale"):
@@ -34,6 +37,8 @@ class NetworkError:
             raise ValueError(
                 f"delta and scale must have the same number of calls, got {self.delta.shape} and {self.scale.shape}"
             )
+        if self.correlation is not None:
+            object.__setattr__(self, "correlation", _correlation(self.correlation, len(self)))
 
     def __len__(self) -> int:
         """Calls; 1 for one that speaks of any call."""
@@ -100,6 +105,20 @@ class NetworkError:
                 "take Calibration.at of the same plan"
             )
         return mean_square
+
+
+def _correlation(value: Any, calls: int) -> np.ndarray:
+    """A symmetric float64 matrix ``(calls, calls)`` with ones on its diagonal, that cannot be written to."""
+    array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=np.float64)
+    if array.shape != (calls, calls):
+        raise ValueError(f"correlation must have shape ({calls}, {calls}), one row per call, got {array.shape}")
+    within = (np.abs(array) <= 1.0).all()  # False for NaN
+    if not within or not np.allclose(array, array.T, rtol=0, atol=1e-9) or not np.allclose(np.diag(array), 1.0, rtol=0, atol=1e-9):
+        raise ValueError(
+            "correlation must be symmetric within [-1, 1] with ones on its diagonal; take that of calibrate(..., correlated=True)"
+        )
+    array.flags.writeable = False
+    return array
 
 
 def _sizes(value: Any, name: str) -> np.ndarray:

@@ -91,12 +91,12 @@ def safe() -> str:
         name = {"v": "v", "eps": "ε"}[row["head"]]
         verdict = f"{_g(row['report']['relative'])}, {'safe' if row['report']['safe'] else 'unsafe'}"
         cells = [f"{name} from t = {row['start']}", verdict]
-        for kind in ("output", "network"):
+        for kind in ("output", "network", "everything"):
             part = row[kind]
             cells += [_g(part["predicted"]), _g(part["measured"]), _g(part["ratio"]["mean"])]
         rows.append(cells)
-    three = ["predicted", "measured", "ratio"]
-    return _table(["head", "report", *(f"output rounded: {t}" for t in three), *(f"all in bf16: {t}" for t in three)], rows)
+    titles = [f"{what}: {t}" for what in ("output rounded", "network", "network and sampler") for t in ("predicted", "measured", "ratio")]
+    return _table(["head", "report", *titles], rows)
 
 
 def check() -> str:

@@ -3,8 +3,9 @@
 For a v and an eps head on digit tokens, cosine schedule, DDIM: the report's prediction (one rounding of the output, Gaussian
 data), the prediction for this very head (traced, and with the error of its bf16 arithmetic calibrated on the training
 scans), and the measured difference between samples in bf16 and in float32, from the same noise with the same weights. "All in
-bf16" rounds the weights once and for all: that error is the same at every call, so the sum of independent errors is too
-small and that of equal ones too large.
+bf16" rounds the weights once and for all: that error is much the same at every call, so the sum of independent errors, the
+control, is too small and that of equal ones too large; the calibration measures how errors correlate from call to call. Then the
+sampler's state, coefficients and sums are in bf16 too.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ from experiments.tokens import TokenSet, digits
 from mmar.diffusion_head import DiffusionHead
 
 SCHEDULE = Schedule.cosine(1000)
+BF16 = RoundingError("bfloat16")
+KINDS = ("output", "network", "everything")
+"""What is in bf16: the output, the network, the network and the sampler."""
 STARTS = (999, 948)
 """The last timestep, and the largest that is safe for eps at delta = 1/128 and 1 % (see eps_vs_v)."""
 
@@ -89,23 +93,32 @@ def run_head(config: Config, key: str, tick: Callable[[int], None]) -> dict[str,
         grid = SCHEDULE.up_to(start).respace(config.steps)
         plan = plan_ddim(grid, param=arm.param)
         said = report_run(Run(SCHEDULE, grid, arm.param))
-        traced = trace_sensitivity(_network(wide, z, torch.float64), plan, noise.double(), generator=draws)
-        calibration = calibrate(head, _batches(train_set, plan, config.draws, draws))
-        predictions = {
-            "output": _predicted(plan, traced, RoundingError("bfloat16")),
-            "network": _predicted(plan, traced, calibration.at(plan)),
-        }
+        traced = trace_sensitivity(
+            _network(wide, z, torch.float64), plan, noise.double(), generator=draws, emulate_arithmetic=BF16.fmt
+        )
+        calibrated = calibrate(head, _batches(train_set, plan, config.draws, draws), correlated=True).at(plan)
         exact = sample(_network(head, z, torch.float32), noise, plan)
-        runs = {
-            "output": {"model": _network(head, z, torch.float32), "output_error": RoundingError("bfloat16")},
-            "network": {"model": _network(low, z, torch.bfloat16)},
+        solver = {"arithmetic": BF16.fmt, "state_error": BF16}
+        found = {
+            "output": (
+                _predicted(plan, traced, BF16),
+                _difference(exact, noise, plan, _network(head, z, torch.float32), output_error=BF16),
+            ),
+            "network": (
+                _predicted(plan, traced, calibrated),
+                _difference(exact, noise, plan, _network(low, z, torch.bfloat16)),
+            ),
+            "everything": (
+                _predicted(plan, traced, calibrated, arithmetic=BF16.fmt, state=BF16),
+                _difference(exact, noise, plan, _network(low, z, torch.bfloat16), **solver),
+            ),
         }
         rows.append(
             {
                 "start": start,
                 "report": {"relative": said.row.error, "safe": said.safe},
                 "rms": _rms(exact),
-                **{kind: {**predictions[kind], "measured": _difference(exact, noise, plan, **runs[kind])} for kind in runs},
+                **{kind: {**predicted, "measured": measured} for kind, (predicted, measured) in found.items()},
             }
         )
     return {"rows": rows}
@@ -117,22 +130,22 @@ def _network(head: DiffusionHead, z: Tensor, dtype: torch.dtype) -> Callable[[Te
 
 
 def _batches(data: TokenSet, plan: Plan, draws: int, generator: torch.Generator) -> Any:
-    """Noised training scans at every timestep of the plan."""
+    """The same noised training scans at every timestep of the plan, each as often as there are draws."""
+    tokens, z = (torch.cat([rows] * draws) for rows in (data.tokens, data.z))
+    eps = torch.randn(tokens.shape, generator=generator)
     for t in plan.timestep.tolist():
-        for _ in range(draws):
-            eps = torch.randn(data.tokens.shape, generator=generator)
-            yield SCHEDULE.add_noise(data.tokens, eps, t), torch.full((len(data),), t), data.z
+        yield SCHEDULE.add_noise(tokens, eps, t), torch.full((len(tokens),), t), z
 
 
-def _predicted(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> dict[str, float]:
-    budget = predict_error(plan, sizes, output=error, arithmetic=None, state=None, timestep=None)
-    return {"predicted": budget.rms, "correlated": budget.correlated}
+def _predicted(plan: Plan, sizes: Sensitivity, error: ErrorModel, **solver: Any) -> dict[str, float]:
+    budget = predict_error(plan, sizes, output=error, timestep=None, **{"arithmetic": None, "state": None, **solver})
+    return {"predicted": budget.rms, "independent": budget.independent, "correlated": budget.correlated}
 
 
-def _difference(exact: Tensor, noise: Tensor, plan: Plan, model: Any, output_error: ErrorModel | None = None) -> float | None:
+def _difference(exact: Tensor, noise: Tensor, plan: Plan, model: Any, **options: Any) -> float | None:
     try:
         with torch.no_grad():
-            return _rms(sample(model, noise, plan, output_error=output_error) - exact)
+            return _rms(sample(model, noise, plan, **options) - exact)
     except NonFiniteError:
         return None
 
@@ -158,10 +171,10 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
 def _over_seeds(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Geometric means of errors relative to the sample, and of their ratios with the range."""
     out: dict[str, Any] = {"report": seeds[0]["report"]}
-    for kind in ("output", "network"):
+    for kind in KINDS:
         good = [s for s in seeds if s[kind]["measured"]]
         out[kind] = {
-            key: _geometric([s[kind][key] / s["rms"] for s in good]) for key in ("predicted", "correlated", "measured")
+            key: _geometric([s[kind][key] / s["rms"] for s in good]) for key in ("predicted", "independent", "correlated", "measured")
         }
         ratios = [s[kind]["measured"] / s[kind]["predicted"] for s in good]
         out[kind]["ratio"] = {"mean": _geometric(ratios), "min": min(ratios, default=None), "max": max(ratios, default=None)}
@@ -174,11 +187,12 @@ def _geometric(values: Sequence[float]) -> float | None:
 
 def tables(record: dict[str, Any]) -> str:
     """What the report says, what is predicted for the head, what is measured."""
-    lines = [f"{'head, start':<14}{'report':>16}{'one rounding: predicted, measured, ratio':>44}{'bf16 network: the same':>44}"]
+    titles = ("one rounding: predicted, measured, ratio", "bf16 network: the same", "bf16 network and sampler")
+    lines = [f"{'head, start':<14}{'report':>16}" + "".join(f"{title:>44}" for title in titles)]
     for row in record["results"]["rows"]:
         cells = [f"{row['head']}, t = {row['start']}".ljust(14)]
         cells.append(f"{row['report']['relative']:.2g} {'safe' if row['report']['safe'] else 'UNSAFE'}".rjust(16))
-        for kind in ("output", "network"):
+        for kind in KINDS:
             part = row[kind]
             numbers = [part["predicted"], part["measured"], part["ratio"]["mean"]]
             cells.append("  ".join("-" if n is None else f"{n:.3g}" for n in numbers).rjust(44))

@@ -2,7 +2,8 @@ r"""What does low precision in the sampler of a trained MMAR cost, and is it pre
 
 The heads of table 3's v and epsilon arms, with the conditions that their models give, on masked tokens of test scans. The same
 noise is sampled in float32 and in each precision; ``predict_error`` with the head's traced sensitivity, and its bf16 arithmetic
-calibrated on training scans, says beforehand how far they will be apart. Then whole digits are drawn in each precision.
+calibrated on training scans, says beforehand how far they will be apart: with how errors correlate from call to call, and, as a
+control, as if they did not. Then whole digits are drawn in each precision.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
 
 
 def _errors(pipeline: MMARPipeline, config: Config, seed: int) -> dict[str, dict[str, float | None]]:
-    """Rms distance of the final tokens from those of float32: predicted, if all errors were the same way, and measured."""
+    """Rms distance of the final tokens from those of float32: predicted, if no or all errors were the same way, and measured."""
     token_head = pipeline.model.image_model.head
     if not isinstance(token_head, DiffusionTokenHead):
         raise TypeError(f"pipeline must have a diffusion head, got {type(token_head).__name__}")
@@ -104,8 +105,10 @@ def _errors(pipeline: MMARPipeline, config: Config, seed: int) -> dict[str, dict
     noise = torch.randn(held_out.tokens.shape, generator=draws)
     head, z = token_head.head.requires_grad_(False), held_out.z
     wide = copy.deepcopy(head).double()
-    traced = trace_sensitivity(_network(wide, z, torch.float64), plan, noise.double(), generator=draws)
-    calibrated = calibrate(head, _batches(seen, plan.timestep.tolist(), schedule, draws)).at(plan)
+    traced = trace_sensitivity(
+        _network(wide, z, torch.float64), plan, noise.double(), generator=draws, emulate_arithmetic=BF16.fmt
+    )
+    calibrated = calibrate(head, _batches(seen, plan.timestep.tolist(), schedule, draws), correlated=True).at(plan)
     exact = sample(_network(head, z, torch.float32), noise, plan)
     found = {}
     for way in WAYS:
@@ -118,6 +121,7 @@ def _errors(pipeline: MMARPipeline, config: Config, seed: int) -> dict[str, dict
         model = _network(head, z, torch.bfloat16 if forward else torch.float32)
         found[way] = {
             "predicted": budget.rms,
+            "independent": budget.independent,
             "correlated": budget.correlated,
             "measured": _distance(model, noise, plan, exact, options),
         }
@@ -137,8 +141,8 @@ def _network(head: Any, z: Tensor, dtype: torch.dtype) -> Callable[[Tensor, Tens
 
 
 def _batches(data: TokenSet, timesteps: list[float], schedule: Any, draws: torch.Generator) -> Any:
-    for t in timesteps:
-        eps = torch.randn(data.tokens.shape, generator=draws)
+    eps = torch.randn(data.tokens.shape, generator=draws)
+    for t in timesteps:  # the same samples at each, as in a run
         yield schedule.add_noise(data.tokens, eps, t), torch.full((len(data),), t), data.z
 
 
@@ -163,7 +167,8 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
         found[name] = {
             "errors": {
                 way: {
-                    key: over_seeds([s["errors"][way][key] for s in seeds]) for key in ("predicted", "correlated", "measured")
+                    key: over_seeds([s["errors"][way][key] for s in seeds])
+                    for key in ("predicted", "independent", "correlated", "measured")
                 }
                 for way in WAYS
             },
@@ -179,14 +184,14 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
 def show(record: dict[str, Any]) -> str:
     """Errors predicted and measured; then what was drawn."""
     seeds = len(record["config"]["seeds"])
-    columns = ("predicted", "all one way", "measured", "ratio", "recognised", "Frechet")
+    columns = ("predicted", "independent", "all one way", "measured", "ratio", "recognised", "Frechet")
     lines = [f"{'':44}" + "".join(f"{column:>14}" for column in columns)]
     for name, arm in record["results"]["arms"].items():
         for way, drawn in arm["drawing"].items():
             error = arm["errors"].get(way)
-            cells = ["", "", "", ""]
+            cells = [""] * 5
             if error is not None:
-                cells = [number(error[key], seeds) for key in ("predicted", "correlated", "measured")]
+                cells = [number(error[key], seeds) for key in ("predicted", "independent", "correlated", "measured")]
                 ratio = None if error["measured"]["mean"] is None else error["measured"]["mean"] / error["predicted"]["mean"]
                 cells.append("-" if ratio is None else f"{ratio:.2f}")
             cells += [percent(drawn["recognised"], seeds), number(drawn["frechet"], seeds)]

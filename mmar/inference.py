@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
+from mmar.precision import bf16_products
+
 
 def check_compute_dtype(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     """Raise a ValueError unless a model with these weights can compute in that dtype."""
@@ -30,7 +32,7 @@ def inference(model: PreTrainedModel, compute_dtype: torch.dtype) -> Iterator[No
     model.eval()
     autocast = torch.autocast(model.device.type, dtype=compute_dtype, enabled=compute_dtype is not model.dtype)
     try:
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast, bf16_products(model.device):
             yield
     finally:
         model.train(was_training)

@@ -23,7 +23,8 @@ from diffparam.errors import NonFiniteError
 from diffparam.module_precision import BorrowedModule
 from diffparam.network_error import NetworkError
 from diffparam.prediction.budget import predict_error
-from diffparam.prediction.sensitivity import gaussian_sensitivity, trace_sensitivity
+from diffparam.prediction.sensitivity import gaussian_sensitivity
+from diffparam.prediction.trace import trace_sensitivity
 from diffparam.solvers.ddim import plan_ddim
 from diffparam.solvers.loop import sample
 from diffparam.state import FLOW_STATE, VE
@@ -355,7 +356,8 @@ def test_the_errors_of_a_run_add_up_as_far_as_they_are_the_weights(rounded_befor
     """The same network in bf16 and in float32 over a whole run.
 
     Weights that are rounded are rounded alike in each call, and their errors add up: above the quadrature of independent ones,
-    below the sum of all with one sign. Of weights that are bf16 numbers only the activations round, nearly anew in each call.
+    below the sum of all with one sign, as their measured correlation says. Of weights that are bf16 numbers only the activations
+    round, nearly anew in each call.
     """
     net, plan = seeded(Mlp), plan_ddim(SCHEDULE.respace(50), param=V)
     low = copy.deepcopy(net).bfloat16()
@@ -371,13 +373,64 @@ def test_the_errors_of_a_run_add_up_as_far_as_they_are_the_weights(rounded_befor
         exact = sample(network, x_init, plan)
         rounded = sample(lambda x, t: low(x.bfloat16(), t).float(), x_init, plan)
     sizes = trace_sensitivity(copy.deepcopy(net).double(), plan, x_init)
-    error = calibrate(net, states, low=low).at(plan)
+    error = calibrate(net, states, low=low, correlated=True).at(plan)
     source = predict_error(plan, sizes, output=error, arithmetic=None, state=None).sources["output"]
     measured = math.sqrt(mean_square(rounded.double() - exact.double()))
+    assert source.predicted / measured == pytest.approx(1, abs=0.1)
     if rounded_before:
         assert 0.75 < source.independent / measured < 1.25
     else:
         assert 1.3 * source.independent < measured < source.correlated
+
+
+def test_errors_of_a_known_correlation() -> None:
+    """A constant error correlates with itself from timestep to timestep, one of alternating sign against itself, noise not."""
+    net = seeded(Mlp)
+    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(1))
+    x = x.bfloat16().float()
+    batches = [(x, torch.full((400,), t)) for t in (100, 300, 500)]
+
+    def correlation(error: Any) -> np.ndarray:
+        found = calibrate(net, batches, low=lambda x, t: net(x.float(), t).double() + error(t), correlated=True).correlation
+        assert found is not None
+        return found
+
+    np.testing.assert_allclose(correlation(lambda t: 1e-2), 1.0, atol=1e-6)
+    signs = np.outer([1, -1, 1], [1, -1, 1])
+    np.testing.assert_allclose(correlation(lambda t: 1e-2 if t[0] != 300 else -1e-2), signs, atol=1e-6)
+    draws = torch.Generator().manual_seed(2)
+    noisy = correlation(lambda t: 1e-2 * torch.randn(400, 16, generator=draws))
+    np.testing.assert_allclose(noisy, np.eye(3), atol=5 / math.sqrt(6400))
+    none = correlation(lambda t: 0.0 if t[0] == 300 else 1e-2)
+    np.testing.assert_allclose(none, [[1, 0, 1], [0, 1, 0], [1, 0, 1]], atol=1e-6)
+
+
+def test_correlation_is_taken_to_the_timesteps_of_a_plan() -> None:
+    net, x = seeded(Mlp), torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
+    calibration = calibrate(net, [(x, torch.full((64,), t)) for t in (0, 400, 999)], correlated=True)
+    plan = plan_ddim(SCHEDULE.respace(10), param=V)
+    found = calibration.at(plan).correlation
+    assert found.shape == (10, 10)
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_array_equal(np.diag(found), 1.0)
+    first, last = calibration.at([400, 999]).correlation[0]
+    assert (first, last) == (1.0, calibration.correlation[1, 2])
+    middle = calibration.at([200.0, 999.0]).correlation[0, 1]
+    assert middle == pytest.approx(calibration.correlation[:2, 2].mean(), rel=1e-9)
+    assert calibration.at(400.0).correlation is None  # one call has nothing to correlate with
+    assert calibrate(net, inputs(ALL)).correlation is None
+
+
+@pytest.mark.parametrize("signs", [[1, 1, 1, 1], [1, -1, 1, -1]])
+def test_correlated_errors_of_a_linear_run_add_with_their_signs(signs: list[int]) -> None:
+    """Against a run into which just these errors are put."""
+    plan = plan_ddim(SCHEDULE.respace(4), param=V)
+    sizes = gaussian_sensitivity(plan, 0.5)
+    error = NetworkError(np.zeros(4), np.full(4, 1e-3), np.outer(signs, signs))
+    source = predict_error(plan, 0.5, output=error, arithmetic=None, state=None, timestep=None).sources["output"]
+    assert source.predicted == pytest.approx(1e-3 * abs((np.array(signs) * sizes.output_gain).sum()), rel=1e-12)
+    independent = predict_error(plan, 0.5, output=NetworkError(np.zeros(4), np.full(4, 1e-3), np.eye(4)), arithmetic=None)
+    assert independent.sources["output"].predicted == pytest.approx(source.independent, rel=1e-12)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -435,3 +488,34 @@ def test_on_a_gpu_too() -> None:
     calibration = calibrate(net, [tuple(v.cuda() for v in batch) for batch in inputs(ALL)])
     assert torch.equal(torch.cuda.get_rng_state(), state)
     np.testing.assert_allclose(calibration.relative, calibrate(net.cpu(), inputs(ALL)).relative, rtol=0.1)
+
+
+def test_batches_whose_errors_cannot_be_compared_are_refused() -> None:
+    net, x = seeded(Mlp), torch.randn(8, 16)
+
+    def batch(t: Any, rows: int = 8) -> tuple[Tensor, Tensor]:
+        return x[:rows], torch.as_tensor(t).expand(rows)
+
+    with pytest.raises(ValueError, match="one timestep each with correlated=True, got 1 to 2"):
+        calibrate(net, [(x, torch.tensor([1, 2] * 4))], correlated=True)
+    with pytest.raises(ValueError, match="different timesteps with correlated=True, got 5 twice"):
+        calibrate(net, [batch(5), batch(5)], correlated=True)
+    with pytest.raises(ValueError, match="the same samples with correlated=True, got outputs of 64 elements at t = 6 after 128"):
+        calibrate(net, [batch(5), batch(6, 4)], correlated=True)
+    with pytest.raises(ValueError, match="correlated must not be given together with edges"):
+        calibrate(net, [batch(5)], edges=(0, 10), correlated=True)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "message"),
+    [
+        (np.eye(3), "have shape \\(2, 2\\)"),
+        ([[1, 2], [2, 1]], "symmetric within"),
+        ([[1, 0.5], [0.4, 1]], "symmetric within"),
+        ([[0.9, 0], [0, 1]], "symmetric within"),
+        ([[1, math.nan], [math.nan, 1]], "symmetric within"),
+    ],
+)
+def test_what_is_no_correlation_is_refused(correlation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"correlation must (be )?{message}"):
+        NetworkError([0.1, 0.2], 0.0, correlation)

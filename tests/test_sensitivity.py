@@ -270,13 +270,13 @@ def test_emulation_meets_the_values_themselves() -> None:
         return trace_sensitivity(network(plan, 0.5), plan, x, generator=torch.Generator().manual_seed(3), emulate=emulate)
 
     signs = traced(RelativeError(0.01, "rademacher"))
-    np.testing.assert_allclose(signs.emulated, 0.01 * signs.relative_gain, rtol=1e-9)
-    assert signs.emulated_error == RelativeError(0.01, "rademacher")
-    assert traced().emulated is None
+    np.testing.assert_allclose(signs.emulated["output"].final, 0.01 * signs.relative_gain, rtol=1e-9)
+    assert signs.emulated["output"].error == RelativeError(0.01, "rademacher")
+    assert traced().emulated == {}
     # 500 products zeta * e: relative variance of their squares (3 * 1.8 - 1), e uniform in a cell.
     coarse = traced(RoundingError("bfloat16"))
     wanted = np.abs(coarse.output_gain) * np.sqrt(RoundingError("bfloat16").energy(coarse.output_sq))
-    np.testing.assert_allclose(coarse.emulated, wanted, rtol=5 * math.sqrt(8 / 500) / 2)
+    np.testing.assert_allclose(coarse.emulated["output"].final, wanted, rtol=5 * math.sqrt(8 / 500) / 2)
 
 
 def test_where_all_outputs_are_one_number_the_law_of_significands_is_wrong_and_emulation_right() -> None:
@@ -289,7 +289,8 @@ def test_where_all_outputs_are_one_number_the_law_of_significands_is_wrong_and_e
     traced = trace_sensitivity(
         one, plan, noise(plan, 100), generator=torch.Generator().manual_seed(3), emulate=RoundingError("bfloat16")
     )
-    assert not traced.emulated.any()
+    assert not traced.emulated["output"].final.any()
+    assert traced.emulated["output"].total == 0.0
     assert RoundingError("bfloat16").energy(traced.output_sq).min() > 1e-6
 
 

@@ -3,12 +3,13 @@ r"""Errors that are known: changed coefficients, a network that answers for anot
 They do not add in quadrature: what they do at one call has the sign of what they do at the next. In a linear run nothing is
 left to guess. Errors that are :math:`s_k x_k + q_k m_k` in the final sample sum up to
 :math:`R_0 x_0 + \sum_k R_{k+1} n_k z_k` with a row R carried backwards through the calls, and the starting noise and the fresh
-noises :math:`z_k` are independent.
+noises :math:`z_k` are independent. Of a traced run the sum is taken for each sample in random directions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,7 +25,8 @@ def known_error(
 
     Args:
         plan: The run.
-        sizes: Of the run; where its network is not linear, the parts of each call and the calls are added in quadrature.
+        sizes: Of the run; where its network is neither linear nor traced, the calls and the parts of each are added in
+            quadrature, as are the parts of what a call puts into the state where it is not linear.
         change: What is added to each coefficient, arrays ``(calls,)`` or numbers.
         output_change: What is added to the network's K = u / x.
 
@@ -37,6 +39,8 @@ def known_error(
         x, u, m = (np.sqrt(v) for v in (sizes.input_sq, sizes.output_sq, sizes.memory_sq))
         step = _norm(change.gain_x * x, change.gain_u * u, change.gain_m * m, change.noise)
         kept = _norm(change.memory_x * x, change.memory_u * u)
+        if sizes.coefficient_response is not None:
+            return step, *_traced(sizes.coefficient_response, change)
         final = _norm(sizes.state_gain * step, to_memory * kept)
         return step, final, float(_norm(*final))
     residual = np.maximum(sizes.output_sq - per_input**2 * sizes.input_sq, 0.0)
@@ -55,6 +59,13 @@ def known_error(
         total += (rx * n + sn) ** 2 + rest * (rx * b + rm * q + sr) ** 2
         rx, rm = sx + rx * jx + rm * jm, sm + rx * c
     return step, final, math.sqrt(total + rx**2 * float(sizes.input_sq[0]))
+
+
+def _traced(response: Mapping[str, np.ndarray], change: StepCoefficients) -> tuple[np.ndarray, float]:
+    """Rms of the final sample for each call, and for all together; a coefficient that is 0 stays so."""
+    parts = [(getattr(change, name), moved) for name, moved in response.items()]
+    by_call = sum(np.broadcast_to(np.asarray(delta, dtype=np.float64), len(moved))[:, None] * moved for delta, moved in parts)
+    return np.sqrt(np.mean(by_call**2, axis=1)), float(np.sqrt(np.mean(by_call.sum(axis=0) ** 2)))
 
 
 def _size(

@@ -1,30 +1,39 @@
 r"""How large output and state are along a run, and what an error made there does to the final sample.
 
 For Gaussian data the ideal network is linear, :math:`u_k = K_k x_k`, and so is every planned update: one forward recursion
-gives the second moments, one backward recursion the gains. For any other model one reverse pass through a float64 run gives the
-same numbers (:func:`trace_sensitivity`).
+gives the second moments, one backward recursion the gains. For any other model see :mod:`diffparam.prediction.trace`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from diffparam._checks import check_finite, check_number, check_sample
+from diffparam._checks import check_number
 from diffparam.angle import sin_difference
 from diffparam.error_model import ErrorModel
 from diffparam.errors import NonFiniteError
 from diffparam.prediction.step import OutputMoments
-from diffparam.solvers.loop import Model, timestep_tensor
 from diffparam.solvers.plan import Plan
-from diffparam.solvers.step import advance
+
+
+@dataclass(frozen=True, eq=False)
+class Emulation:
+    """An error model put on the values of a run, not on their sizes: right for any values and however errors correlate.
+
+    Attributes:
+        error: The error model.
+        final: Rms of the final sample for the error of each call, ``(calls,)``.
+        total: For all of them, added up with their signs, element by element.
+    """
+
+    error: ErrorModel
+    final: np.ndarray
+    total: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +57,14 @@ class Sensitivity:
         output_per_input: K with u = K x plus an independent rest of energy output_sq - K^2 input_sq; None if not linear.
         output_amplitude: U with u_k = U_k z for one standard normal z, in a linear run without noise; else None.
         input_amplitude: The same of the state that a call sees.
-        emulated: Rms of the final sample per call for the very values that ``emulated_error`` met; None unless asked for.
-        emulated_error: The error model that was emulated.
+        emulated: What a rounding does to the very values of a traced run, by where it is done: ``output``, ``arithmetic``,
+            ``state``; those that were asked for.
         effective_samples: Samples that carry the traced gains, (sum s)^2 / sum s^2; few where some trajectories are far more
             sensitive than others.
+        output_alignment: ``(calls, calls)``, how far what two errors of u of one sign do to the final sample is of one sign, in
+            [-1, 1], where it was traced.
+        coefficient_response: Final sample per unit of each coefficient that a traced run has, ``(calls, directions)`` by its
+            name in :class:`StepCoefficients`: projections on random directions, whose mean square is that of an element.
     """
 
     output_sq: np.ndarray
@@ -69,9 +82,10 @@ class Sensitivity:
     output_per_input: np.ndarray | None = None
     output_amplitude: np.ndarray | None = None
     input_amplitude: np.ndarray | None = None
-    emulated: np.ndarray | None = None
-    emulated_error: ErrorModel | None = None
+    emulated: Mapping[str, Emulation] = field(default_factory=dict)
     effective_samples: float = math.inf
+    output_alignment: np.ndarray | None = None
+    coefficient_response: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         calls = len(self.output_sq)
@@ -95,7 +109,7 @@ def gaussian_sensitivity(plan: Plan, sigma_data: float = 1.0) -> Sensitivity:
     A run downwards starts from noise of unit variance in the variance-preserving state, as a sampler does; an inversion from
     the data at its first angle.
     """
-    _require_calls(plan)
+    require_calls(plan)
     sigma_data = check_number(sigma_data, "sigma_data", low=0.0)
     start = OutputMoments.gaussian(float(plan.phi_t[0]), sigma_data=sigma_data).x_sq
     return _linear(plan, gaussian_output_per_input(plan, plan.phi_t, sigma_data), np.zeros(len(plan)), start)
@@ -111,7 +125,7 @@ def moments_sensitivity(plan: Plan, moments: OutputMoments) -> Sensitivity:
         NonFiniteError: If a moment is NaN or infinite.
         ValueError: If E[x_t^2] is not positive, or E[x_t v]^2 exceeds E[x_t^2] E[v^2], which no samples have.
     """
-    _require_calls(plan)
+    require_calls(plan)
     x_sq, x_v, v_sq = (_moment(plan, moments, name) for name in ("x_sq", "x_v", "v_sq"))
     if not (x_sq > 0).all():
         raise ValueError(f"moments.x_sq must be positive, got {x_sq.min():g}; it is the mean square of the state")
@@ -148,7 +162,7 @@ def _moment(plan: Plan, moments: OutputMoments, name: str) -> np.ndarray:
     return np.broadcast_to(value, (len(plan),))
 
 
-def _require_calls(plan: Plan) -> None:
+def require_calls(plan: Plan) -> None:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}; make one with plan_ddim and its like")
     if not len(plan):
@@ -218,100 +232,3 @@ def _state_gain(plan: Plan, to_x: np.ndarray, to_m: np.ndarray) -> np.ndarray:
         gains.append(after)
         after, next_c, next_after = jx * after + jm * next_c * next_after, c, after
     return np.array(gains[::-1])
-
-
-def trace_sensitivity(
-    model: Model,
-    plan: Plan,
-    x_init: Tensor,
-    *,
-    generator: torch.Generator | None = None,
-    emulate: ErrorModel | None = None,
-) -> Sensitivity:
-    r"""From one float64 run of any differentiable model and one reverse pass through it.
-
-    With :math:`\zeta` standard normal, the gradient :math:`\lambda` of :math:`\zeta\cdot x_{\mathrm{final}}` with respect to an
-    output has :math:`E[\lambda_i^2] = \sum_j J_{ji}^2`: its mean square is the squared gain of an independent error, and the
-    mean of :math:`\lambda_i^2u_i^2` that of a relative one. The run's activations are held in memory; a few hundred samples are
-    enough.
-
-    Args:
-        model: ``model(x_t, t)``, differentiable; called in float64.
-        plan: The run.
-        x_init: Noise ``(batch, *event)``.
-        generator: Source of the plan's noise and of zeta, on the device of ``x_init``.
-        emulate: An error model to apply to the outputs as they come: exact where they lie on a grid or in few places, so that
-            no law of significands describes them.
-    """
-    _require_calls(plan)
-    x = check_sample(x_init, "x_init").detach().double()
-    check_finite(x, "x_init", "draw it with torch.randn")
-    memory: Tensor | None = None
-    sizes: list[tuple[float, ...]] = []
-    bumps: list[Tensor] = []
-    outputs: list[Tensor] = []
-    states: list[Tensor] = []
-    with torch.enable_grad():
-        for step in plan.steps():
-            bump_u, bump_x = (torch.zeros_like(x, requires_grad=True) for _ in range(2))
-            u = _differentiable(model, x, step.timestep) + bump_u
-            before, read = x, memory
-            x, memory = advance(step.coefficients, u, x, memory, generator=generator)
-            x = x + bump_x
-            together = 0.0 if read is None else (before * read).detach().mean().item()
-            sizes.append((*(_mean_square(v) for v in (u, before, read, x, x - before)), together))
-            bumps += [bump_u, bump_x]
-            outputs.append(u.detach())
-            states.append(x.detach())
-        check_finite(x, "the final sample", "run diffparam.sample with record=Trajectory() to see at which timestep it began")
-        zeta = torch.randn(x.shape, generator=generator, dtype=torch.float64, device=x.device)
-        gradients = torch.autograd.grad((zeta * x).sum(), bumps)
-    to_u, to_x = gradients[0::2], gradients[1::2]
-    relative = [g * u for g, u in zip(to_u, outputs, strict=True)]
-    output_sq, input_sq, memory_sq, state_sq, change_sq, input_memory = np.array(sizes).T
-    return Sensitivity(
-        output_sq,
-        input_sq,
-        memory_sq,
-        state_sq,
-        change_sq,
-        np.array([math.inf, *(_mean_square(b - a) for a, b in pairwise(outputs))]),
-        output_gain=_rms(to_u),
-        state_gain=_rms(to_x),
-        relative_gain=_rms(relative),
-        state_relative_gain=_rms([g * s for g, s in zip(to_x, states, strict=True)]),
-        final_sq=float(state_sq[-1]),
-        input_memory=input_memory,
-        emulated=None
-        if emulate is None
-        else _rms([g * (emulate.apply(u, generator) - u) for g, u in zip(to_u, outputs, strict=True)]),
-        emulated_error=emulate,
-        effective_samples=_effective(torch.stack([r.square().flatten(1).sum(1) for r in relative]).sum(0)),
-    )
-
-
-def _differentiable(model: Model, x: Tensor, timestep: int | float) -> Tensor:
-    """The model's output, which must be a function of ``x`` that autograd can see."""
-    u = model(x, timestep_tensor(timestep, x))
-    if u.shape != x.shape:
-        raise ValueError(f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {timestep}")
-    if x.requires_grad and not u.requires_grad:
-        raise ValueError(
-            f"model must be differentiable, but its output at t = {timestep} has no gradient; "
-            "remove torch.no_grad, torch.inference_mode and .detach() from it"
-        )
-    return u.double()
-
-
-def _effective(per_sample: Tensor) -> float:
-    """(sum s)^2 / sum s^2; the number of samples where none has anything."""
-    share = per_sample / per_sample.max().clamp(min=1e-300)
-    return float(share.sum() ** 2 / share.square().sum()) if bool(share.any()) else float(len(share))
-
-
-def _mean_square(value: Tensor | None) -> float:
-    return 0.0 if value is None else value.detach().square().mean().item()
-
-
-def _rms(values: Sequence[Tensor]) -> np.ndarray:
-    return np.array([_mean_square(v) ** 0.5 for v in values])

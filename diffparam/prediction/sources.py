@@ -17,7 +17,12 @@ from diffparam.guidance import guidance_error_gain
 from diffparam.network_error import NetworkError
 from diffparam.prediction.correlation import correlated_energy, sawtooth_correlation
 from diffparam.prediction.known import known_error
-from diffparam.prediction.sensitivity import Sensitivity, gaussian_output_per_input, memory_gain
+from diffparam.prediction.sensitivity import (
+    Emulation,
+    Sensitivity,
+    gaussian_output_per_input,
+    memory_gain,
+)
 from diffparam.rounding import FloatFormat, parse_format, round_to
 from diffparam.rounding_energy import rounding_energy
 from diffparam.schedule import Schedule
@@ -60,7 +65,10 @@ class SourceError:
 
 
 def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: float) -> SourceError:
-    """Eq. 18 with the network's own output energy. Guidance branches err independently, but for what is one factor of both."""
+    """Eq. 18 with the network's own output energy. Guidance branches err independently, but for what is one factor of both.
+
+    Errors that are known to correlate from call to call add up with their signs.
+    """
     spread, both = guidance_error_gain(guidance), abs(guidance) + abs(guidance - 1.0)
     gain = _gain(sizes, error)
     bounds = _times(both * gain, error.bound(sizes.output_sq))
@@ -71,13 +79,22 @@ def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: f
     if factor:
         change = StepCoefficients(factor * plan.gain_u, 0.0, memory_u=factor * plan.memory_u)
         predicted = math.hypot(predicted, known_error(plan, sizes, change)[2])
-    elif sizes.emulated is not None and sizes.emulated_error == error:
-        final = sizes.emulated * spread
-        predicted = root_sum_square(final)
+    elif (emulated := _emulated(sizes, "output", error)) is not None:
+        final, predicted = emulated.final * spread, emulated.total * spread
+    elif isinstance(error, NetworkError) and error.correlation is not None:
+        predicted = math.sqrt(max(float(final @ (error.correlation * _alignment(sizes)) @ final), 0.0))
     elif isinstance(error, RoundingError) and error.mode == "nearest" and sizes.output_amplitude is not None:
         signed = final * np.sign(sizes.output_gain)
         predicted = math.sqrt(correlated_energy(signed, sizes.output_amplitude, parse_format(error.fmt).machine_epsilon))
     return SourceError("output", np.abs(plan.gain_u) * rms, final, bounds, predicted)
+
+
+def _alignment(sizes: Sensitivity) -> np.ndarray:
+    """Whether errors of one sign at two calls add up at the end: traced, or the signs of a linear run."""
+    if sizes.output_alignment is not None:
+        return sizes.output_alignment
+    sign = np.sign(sizes.output_gain)
+    return np.outer(sign, sign)
 
 
 def split_error(error: ErrorModel, mean_square: np.ndarray) -> tuple[float, np.ndarray]:
@@ -124,7 +141,10 @@ def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> Sourc
     gain, to_memory = _state_gain(sizes), np.abs(memory_gain(plan, sizes.state_gain))
     final = np.sqrt(gain**2 * in_state + to_memory**2 * in_memory)
     bounds = gain * bound[[0, 1, 2, 3, 6, 7, 8]].sum(0) + to_memory * bound[[4, 5, 9]].sum(0)
-    return SourceError("arithmetic", np.sqrt(in_state), final, bounds, root_sum_square(final))
+    predicted = root_sum_square(final)
+    if (emulated := _emulated(sizes, "arithmetic", RoundingError(fmt))) is not None:
+        final, predicted = emulated.final, emulated.total
+    return SourceError("arithmetic", np.sqrt(in_state), final, bounds, predicted)
 
 
 def _sums(plan: Plan, sizes: Sensitivity) -> np.ndarray:
@@ -176,7 +196,16 @@ def state_source(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> SourceErr
     if factor:  # of all that the update is made of
         change = StepCoefficients(*(factor * v for v in (plan.gain_u, plan.gain_x, plan.noise, plan.gain_m)))
         predicted = math.hypot(predicted, known_error(plan, sizes, change)[2])
-    return SourceError("state", rms, gain * rms, _times(gain, error.bound(sizes.state_sq)), predicted)
+    final = gain * rms
+    if (emulated := _emulated(sizes, "state", error)) is not None:
+        final, predicted = emulated.final, emulated.total
+    return SourceError("state", rms, final, _times(gain, error.bound(sizes.state_sq)), predicted)
+
+
+def _emulated(sizes: Sensitivity, name: str, error: ErrorModel) -> Emulation | None:
+    """What was traced with this very error in this place."""
+    found = sizes.emulated.get(name)
+    return None if found is None or found.error != error else found
 
 
 def _state_gain(sizes: Sensitivity) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmar.precision import bf16_products
 from mmar.timestep_statistics import TimestepStatistics
 from mmar.training.attention import attention_kernel
 from mmar.training.batches import Batch
@@ -101,9 +102,10 @@ class GradientStep:
         size = self.processes.size
         weights = (shares[0] * size, shares[1] * size)  # the reduction divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        with self._autocast(), self._attention():
-            output = self.distributed.forward(**batch.inputs, **arguments, loss_weights=weights)
-        output.loss.backward()
+        with bf16_products(self.processes.device):  # the backward pass too, which may compute activations again
+            with self._autocast(), self._attention():
+                output = self.distributed.forward(**batch.inputs, **arguments, loss_weights=weights)
+            output.loss.backward()
         found = (output.text_loss, output.image_loss)
         parts = [0.0 if v is None else float(v.detach()) * share for v, share in zip(found, shares, strict=True)]
         good = all(math.isfinite(v) for v in parts)
