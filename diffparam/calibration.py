@@ -8,8 +8,8 @@ Every layer rounds, so the relative error of an output is neither 1/603 nor 1/12
 is fitted by least squares with :math:`\delta^2, a^2 \ge 0`: delta is what scales with the element itself, a what does not. The
 fit always has the measured energy, :math:`\delta^2E[u^2] + a^2 = E[e^2]`.
 
-What the rounding of weights does is much the same at every call of a run. Small as its share of each call's error is, over a run
-it adds up with its sign while the rest averages out, so how errors correlate from timestep to timestep is measured too, if asked.
+What the rounding of weights does is much the same at every call of a run. Small as its share of each call's error is, it adds
+up with its sign while the rest averages out, so how errors correlate from timestep to timestep is measured too, if asked.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def calibrate(
 
     A module is evaluated in both precisions in turn, in evaluation mode, without gradients, and is left exactly as it was,
     however this ends; its weights are held once more, in the precision that they are not in. The rounding of weights and inputs
-    to ``dtype`` is part of the error; that of the weights is the same in each call of a run, where errors then add up (see
-    ``correlated``), and is absent if ``model`` has weights in ``dtype`` already. Both evaluations see the same state of torch's random numbers, and
-    leave it alone. Only sums are kept: memory does not grow with the batches, but with the distinct timesteps where there are
-    no ``edges``.
+    to ``dtype`` is part of the error; that of the weights is the same in each call of a run, where errors then add up
+    (``correlated``), and is absent if ``model`` has weights in ``dtype`` already. Both evaluations see the same state of
+    torch's random numbers, and leave it alone. Only sums are kept: memory does not grow with the batches, but with the distinct
+    timesteps where there are no ``edges``.
 
     Args:
         model: A module or any function ``model(x_t, t, ...)`` that returns a tensor ``(batch, ...)``.

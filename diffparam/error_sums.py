@@ -104,15 +104,15 @@ class PairedErrors:
             ValueError: If timesteps differ or repeat, or the shape is not that of the batches before.
         """
         if (t != t[0]).any():
-            raise ValueError(f"batches must be of one timestep each with correlated=True, got {t.min():g} to {t.max():g} in one")
+            raise ValueError(f"batches must be of one timestep each with correlated=True, got {t.min():g} to {t.max():g}")
         if float(t[0]) in self.rows:
             raise ValueError(f"batches must be of different timesteps with correlated=True, got {t[0]:g} twice; join the two")
         error = (u_low - u).flatten().float()
         first = next(iter(self.rows.values()), error)
         if error.shape != first.shape:
             raise ValueError(
-                f"batches must hold the same samples with correlated=True, got outputs of {error.numel()} elements at t = {t[0]:g} "
-                f"after {first.numel()}"
+                f"batches must hold the same samples with correlated=True, got outputs of {error.numel()} elements "
+                f"at t = {t[0]:g} after {first.numel()}"
             )
         self.rows[float(t[0])] = error
 

@@ -21,8 +21,8 @@ class NetworkError:
     Args:
         delta: Multiplicative part, relative to the value: a number, or an array ``(calls,)`` in the order of the plan.
         scale: Additive part, in units of the value, likewise.
-        correlation: Of the xi of two calls, ``(calls, calls)``; None for independent ones. A prediction knows it; :meth:`apply`,
-            which sees one call, draws xi anew.
+        correlation: Of the xi of two calls, ``(calls, calls)``; None for independent ones. A prediction knows it;
+            :meth:`apply`, which sees one call, draws xi anew.
     """
 
     delta: Any
@@ -112,10 +112,11 @@ def _correlation(value: Any, calls: int) -> np.ndarray:
     array = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, dtype=np.float64)
     if array.shape != (calls, calls):
         raise ValueError(f"correlation must have shape ({calls}, {calls}), one row per call, got {array.shape}")
-    within = (np.abs(array) <= 1.0).all()  # False for NaN
-    if not within or not np.allclose(array, array.T, rtol=0, atol=1e-9) or not np.allclose(np.diag(array), 1.0, rtol=0, atol=1e-9):
+    asymmetry, off_one = np.abs(array - array.T).max(), np.abs(np.diag(array) - 1.0).max()
+    if not (np.abs(array).max() <= 1.0 and asymmetry <= 1e-9 and off_one <= 1e-9):  # NaN is none of these
         raise ValueError(
-            "correlation must be symmetric within [-1, 1] with ones on its diagonal; take that of calibrate(..., correlated=True)"
+            f"correlation must be symmetric within [-1, 1] with ones on its diagonal, got asymmetry {asymmetry:g}, a diagonal "
+            f"off by {off_one:g} and values up to {np.abs(array).max():g}; take that of calibrate(..., correlated=True)"
         )
     array.flags.writeable = False
     return array

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import queue
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -18,6 +22,8 @@ from tqdm import tqdm
 
 from experiments.record import write_json
 
+_TO_SAVE_S = 60
+"""What a worker has to save its training after its parent is gone."""
 Tick = Callable[[int], None]
 """Called by a job with the number of units it has done since the last call."""
 Job = Callable[..., Mapping[str, Any]]
@@ -66,7 +72,7 @@ def run_jobs(
 
 def _run_in_processes(job: Job, config: Any, paths: dict[str, Path], workers: int, bar: Any) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         ticks = manager.Queue()
         running: dict[Future[None], str] = {pool.submit(_work, job, config, key, p, ticks): key for key, p in paths.items()}
         try:
@@ -89,5 +95,19 @@ def _work(job: Job, config: Any, key: str, path: Path, ticks: Any) -> None:
     write_json(job(config, key, ticks.put), path)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End with the parent, however it ends: a worker waits for work for ever, and its own queue keeps it from noticing.
+
+    The signal lets a training save what it has.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_TO_SAVE_S)
+        os._exit(1)

@@ -15,7 +15,7 @@ from diffparam.report import report
 from experiments.readme_claims import claims
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
-from experiments.readme_paper import ablations, sampler_precision, speed_quality, table1, table3
+from experiments.readme_paper import ablations, image_order, sampler_precision, speed_quality, table1, table3
 from experiments.readme_training import (
     digits,
     reliability,
@@ -95,8 +95,8 @@ def safe() -> str:
             part = row[kind]
             cells += [_g(part["predicted"]), _g(part["measured"]), _g(part["ratio"]["mean"])]
         rows.append(cells)
-    titles = [f"{what}: {t}" for what in ("output rounded", "network", "network and sampler") for t in ("predicted", "measured", "ratio")]
-    return _table(["head", "report", *titles], rows)
+    kinds, three = ("output rounded", "network", "network and sampler"), ("predicted", "measured", "ratio")
+    return _table(["head", "report", *(f"{kind}: {t}" for kind in kinds for t in three)], rows)
 
 
 def check() -> str:
@@ -219,7 +219,7 @@ _MODEL = (
     reliability,
     training_speed,
 )
-_PAPER = (claims, table3, table1, ablations, speed_quality, sampler_precision)
+_PAPER = (claims, table3, table1, ablations, image_order, speed_quality, sampler_precision)
 BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL, *_PAPER)}
 
 

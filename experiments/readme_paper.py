@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.head_study.tables import number
+from experiments.image_order import LABELS as IMAGE_ORDERS
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.study import percent
 from experiments.readme_mmar import table
@@ -38,6 +39,22 @@ def table1() -> str:
 def ablations() -> str:
     """Heads, orders, positions, contexts, switches of precision and numbers of tokens."""
     return _arms("ablations-cpu")
+
+
+def image_order() -> str:
+    """Random masks and causal raster order, drawn in either order."""
+    record = "image_order-cpu"
+    if not exists(record):
+        return _missing(record)
+    rows = []
+    for way, one in results_of(record)["ways"].items():
+        seeds = one["seeds"]
+        cells = [percent(one["reading"], seeds), percent(one["recognised"], seeds)]
+        cells += [number(one["frechet"], seeds), number(one["recall"], seeds)]
+        rows.append([IMAGE_ORDERS[way], seeds, *cells])
+    real = results_of(record)["reference"]
+    rows.append(["real scans", "", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", f"{real['recall']:.3g}"])
+    return table(["training, order of drawing", "seeds", "read", "recognised", "Frechet", "recall"], rows)
 
 
 def speed_quality() -> str:

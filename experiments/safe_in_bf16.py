@@ -4,8 +4,8 @@ For a v and an eps head on digit tokens, cosine schedule, DDIM: the report's pre
 data), the prediction for this very head (traced, and with the error of its bf16 arithmetic calibrated on the training
 scans), and the measured difference between samples in bf16 and in float32, from the same noise with the same weights. "All in
 bf16" rounds the weights once and for all: that error is much the same at every call, so the sum of independent errors, the
-control, is too small and that of equal ones too large; the calibration measures how errors correlate from call to call. Then the
-sampler's state, coefficients and sums are in bf16 too.
+control, is too small and that of equal ones too large; the calibration measures how errors correlate from call to call. Then
+the sampler's state, coefficients and sums are in bf16 too.
 """
 
 from __future__ import annotations
@@ -173,9 +173,8 @@ def _over_seeds(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"report": seeds[0]["report"]}
     for kind in KINDS:
         good = [s for s in seeds if s[kind]["measured"]]
-        out[kind] = {
-            key: _geometric([s[kind][key] / s["rms"] for s in good]) for key in ("predicted", "independent", "correlated", "measured")
-        }
+        names = ("predicted", "independent", "correlated", "measured")
+        out[kind] = {name: _geometric([s[kind][name] / s["rms"] for s in good]) for name in names}
         ratios = [s[kind]["measured"] / s[kind]["predicted"] for s in good]
         out[kind]["ratio"] = {"mean": _geometric(ratios), "min": min(ratios, default=None), "max": max(ratios, default=None)}
     return out

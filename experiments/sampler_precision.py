@@ -94,7 +94,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
 
 
 def _errors(pipeline: MMARPipeline, config: Config, seed: int) -> dict[str, dict[str, float | None]]:
-    """Rms distance of the final tokens from those of float32: predicted, if no or all errors were the same way, and measured."""
+    """Rms distance of the final tokens from those of float32: predicted, if errors were independent or all alike, measured."""
     token_head = pipeline.model.image_model.head
     if not isinstance(token_head, DiffusionTokenHead):
         raise TypeError(f"pipeline must have a diffusion head, got {type(token_head).__name__}")

@@ -70,13 +70,17 @@ class Float32Products(TorchFunctionMode):
         """Compute products in float32, leave everything else alone."""
         options = kwargs or {}
         if func in _PRODUCTS and not options:
-            operands = _as_autocast(args)
-            if all(x is None or (x.dtype is torch.bfloat16 and x.device.type == "cpu") for x in operands):
-                return _rounded_once(func, *operands)
+            x, *rest = _as_autocast(args)
+            if x is not None and all(_is_bf16_on_cpu(y) for y in (x, *rest) if y is not None):
+                return _rounded_once(func, x, *rest)
         return func(*args, **options)
 
 
 _PRODUCTS = frozenset({functional.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+
+
+def _is_bf16_on_cpu(x: Tensor) -> bool:
+    return x.dtype is torch.bfloat16 and x.device.type == "cpu"
 
 
 def _as_autocast(operands: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -600,7 +600,8 @@ def test_coefficients_of_a_trained_like_network_add_with_their_signs() -> None:
 def test_emulated_arithmetic_and_states_meet_the_measurement(param: str) -> None:
     """Steps so short that roundings repeat each other: independent ones, the control, would do half as much or less.
 
-    Emulation rounds a run that has not drifted, to first order: errors are up to a tenth of the sample here, a fifth is promised.
+    Emulation rounds a run that has not drifted, to first order: errors are up to a tenth of the sample here, so a fifth is all
+    that is promised.
     """
     grid = COSINE.up_to(900).respace(100)
     plan = plan_ddim(grid, param=PARAMS[param])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,6 +143,55 @@ def test_finished_jobs_are_used_beside_further_ones(tmp_path: Path) -> None:
     kept.write_text('{"value": -1}')  # to be seen again
     assert run_jobs(power, Several(3, (1, 2)), ["1", "2"], **options) == {"1": {"value": -1}, "2": {"value": 9}}
     assert run_jobs(power, Several(2, (1,)), ["1"], **options) == {"1": {"value": 2}}
+
+
+def wait_for_ever(config: Powers, key: str, tick) -> dict:
+    Path(key).write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Killed so that it can clean up nothing: its workers are not left behind to train on."""
+    marks = [str(tmp_path / name) for name in "ab"]
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom test_experiments import Powers, wait_for_ever\n"
+        "from experiments.jobs import run_jobs\n"
+        f"if __name__ == '__main__':\n    run_jobs(wait_for_ever, Powers(1), {marks!r}, units_per_job=1, "
+        f"folder=Path({str(tmp_path)!r}), workers=2, resume=False)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    folders = os.pathsep.join([str(Path(__file__).parent), str(RECORDS.parent.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": folders}, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: all(Path(mark).exists() and Path(mark).read_text() for mark in marks), parent)
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(Path(mark).read_text()) for mark in marks]
+    wait_until(lambda: not any(is_running(worker) for worker in workers))
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")  # nobody has asked how it ended
+
+
+def wait_until(holds, parent: subprocess.Popen | None = None) -> None:
+    for _ in range(1200):
+        if holds():
+            return
+        assert parent is None or parent.poll() is None, "the parent ended before its workers began"
+        time.sleep(0.1)
+    raise AssertionError("waited for two minutes in vain")
 
 
 # -- training and measuring -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -167,7 +168,7 @@ def bounds(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 def test_emulated_and_native_bf16_are_one_rounding_from_the_exact_product() -> None:
     x, weight, bias = bf16_layer()
     exact, bound = bounds(x, weight, bias)
-    emulated = precision._accumulated_in_float32(x, weight, bias)
+    emulated = precision._rounded_once(functional.linear, x, weight, bias)
     native = functional.linear(x, weight, bias)
     assert emulated.dtype is native.dtype is torch.bfloat16
     assert ((emulated.double() - exact).abs() <= bound).all()
@@ -192,6 +193,56 @@ def test_the_layer_takes_either_road_and_casts_its_weights(native: bool, monkeyp
     low.float().sum().backward()
     assert layer.weight.grad.dtype is torch.float32
     assert Linear(16, 4, bias=False)(x.bfloat16()).shape == (3, 4)
+
+
+@pytest.fixture
+def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that has no bf16 instructions."""
+    monkeypatch.setattr(precision, "native_bf16_matmul", lambda: False)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.usefixtures("without_instructions")
+def test_products_of_any_layer_are_rounded_once(autocast: bool) -> None:
+    """torch's own layers, matmul and bmm, with the gradients of the library's bf16 products, to the last bit or two."""
+    layer = torch.nn.Linear(64, 32) if autocast else torch.nn.Linear(64, 32).bfloat16()
+    x = torch.randn(4, 20, 64, generator=draws(3)).to(layer.weight.dtype).requires_grad_()
+
+    def run(mode) -> list[Tensor]:
+        with mode, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(x)
+            out = torch.bmm(y @ y.transpose(1, 2), torch.matmul(x, layer.weight.T))
+        out.float().square().mean().backward()
+        found = [y.detach(), out.detach(), x.grad, layer.weight.grad]
+        x.grad = layer.weight.grad = None
+        return found
+
+    ours, native = run(precision.bf16_products(torch.device("cpu"))), run(contextlib.nullcontext())
+    exact, bound = bounds(x.bfloat16().flatten(0, 1), layer.weight.bfloat16(), layer.bias.bfloat16())
+    assert ((ours[0].flatten(0, 1).double() - exact).abs() <= bound).all()
+    for one, other in zip(ours, native, strict=True):
+        assert one.dtype is other.dtype
+        assert (one - other).double().norm() < 4 * BF16 * other.double().norm()
+    assert ours[0].dtype is torch.bfloat16
+
+
+@pytest.mark.usefixtures("without_instructions")
+def test_what_is_no_bf16_product_is_left_alone() -> None:
+    x, layer = torch.randn(20, 64, generator=draws(3)), torch.nn.Linear(64, 32)
+    wanted = layer(x)
+    with precision.bf16_products(torch.device("cpu")):
+        assert torch.equal(layer(x), wanted)
+        assert torch.equal(layer.half()(x.half()), layer(x.half()))
+        with torch.autocast("cpu", torch.float16):
+            assert layer(x).dtype is torch.float16
+        few = torch.nn.Linear(64, 32).bfloat16()
+        assert few(x[:3].bfloat16()).dtype is torch.bfloat16
+    assert isinstance(precision.bf16_products(torch.device("cuda")), contextlib.nullcontext)
+
+
+def test_with_instructions_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "native_bf16_matmul", lambda: True)
+    assert isinstance(precision.bf16_products(torch.device("cpu")), contextlib.nullcontext)
 
 
 def test_whether_bf16_is_native_is_read_from_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

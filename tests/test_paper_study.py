@@ -21,6 +21,7 @@ from experiments import (
     figure3c,
     figure5,
     figure7,
+    image_order,
     sampler_precision,
     speed_quality,
     table1,
@@ -100,6 +101,17 @@ def test_table1_and_sizes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert set(found["sizes"]) == {"mmar-digits", "mmar-digits-small x2"}
     assert 0 <= found["sizes"]["mmar-digits"]["reading_captions"]["mean"] <= 1
     assert "LLaVA-like" in capsys.readouterr().out
+
+
+def test_image_orders_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(image_order, tmp_path, monkeypatch)["results"]
+    assert list(found["ways"]) == list(image_order.LABELS)
+    for one in found["ways"].values():
+        assert one["seeds"] == 1
+        assert one["frechet"]["mean"] > 5 * found["reference"]["frechet"]  # three steps teach nothing
+    first, longer = (found["ways"][name]["frechet"]["mean"] for name in ("random", "random, twice the steps"))
+    assert first != longer  # models of their own
+    assert "raster order with causal attention" in capsys.readouterr().out
 
 
 def test_ablations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,7 @@ def _moment(plan: Plan, moments: OutputMoments, name: str) -> np.ndarray:
 
 
 def require_calls(plan: Plan) -> None:
+    """Raise unless ``plan`` is a plan that calls its network."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}; make one with plan_ddim and its like")
     if not len(plan):

@@ -1,8 +1,8 @@
 r"""Sizes and gains of any differentiable model: one float64 run, and reverse passes through it.
 
 With :math:`\zeta` standard normal, the gradient :math:`\lambda` of :math:`\zeta\cdot x_{\mathrm{final}}` with respect to an
-output has :math:`E[\lambda_i^2] = \sum_j J_{ji}^2`: its mean square is the squared gain of an independent error, and the mean of
-:math:`\lambda_i^2u_i^2` that of a relative one.
+output has :math:`E[\lambda_i^2] = \sum_j J_{ji}^2`: its mean square is the squared gain of an independent error, and the mean
+of :math:`\lambda_i^2u_i^2` that of a relative one.
 
 Errors that are known, such as those of rounded coefficients, add up with their signs. A change :math:`\delta_k` of what
 multiplies :math:`u_k` moves :math:`\zeta\cdot x_{\mathrm{final}}` by :math:`\sum_k\delta_k\,\lambda_k\cdot u_k`, and the mean
@@ -24,7 +24,7 @@ from torch import Tensor
 from diffparam._checks import check_count, check_finite, check_sample
 from diffparam.error_model import ErrorModel, RoundingError
 from diffparam.prediction.sensitivity import Emulation, Sensitivity, require_calls
-from diffparam.rounding import FloatFormat
+from diffparam.rounding import FloatFormat, parse_format
 from diffparam.solvers.loop import Model, timestep_tensor
 from diffparam.solvers.plan import Plan
 from diffparam.solvers.step import advance, advance_rounded
@@ -55,8 +55,8 @@ def trace_sensitivity(
 ) -> Sensitivity:
     r"""From one float64 run of any differentiable model, and one reverse pass through it for each probe.
 
-    The run's activations are held in memory; a few hundred samples are enough for the gains. A known error (coefficients) is the
-    rms of one number for each sample and probe, to :math:`1/\sqrt{2n}`: two per cent for a thousand of them.
+    The run's activations are held in memory; a few hundred samples are enough for the gains. A known error (coefficients) is
+    the rms of one number for each sample and probe, to :math:`1/\sqrt{2n}`: two per cent for a thousand of them.
 
     Args:
         model: ``model(x_t, t)``, differentiable; called in float64.
@@ -97,7 +97,7 @@ def trace_sensitivity(
             torch.autograd.grad((_normal(x, generator) * x).sum(), everywhere, retain_graph=left > 0)
             for left in reversed(range(probes))
         ]
-    stacked = [torch.stack(gradients) for gradients in zip(*passes, strict=True)]  # (P, B, *event) each
+    stacked = [torch.stack([found[i] for found in passes]) for i in range(len(everywhere))]  # (P, B, *event) each
     gains = _Gains(stacked[0::2], stacked[1::2], _by_memory(plan, stacked[1::2]))
     emulated: dict[str, Emulation] = {}
     if emulate is not None:
@@ -161,12 +161,12 @@ def _rounded_updates(
     plan: Plan, calls: Sequence[_Call], gains: _Gains, rounding: RoundingError, generator: torch.Generator | None
 ) -> list[Tensor]:
     """Each update as the arithmetic does it, less the exact one with the same (rounded) coefficients, from rounded values."""
-    moved = []
+    moved, fmt = [], parse_format(rounding.fmt)
     for k, (step, call) in enumerate(zip(plan.steps(), calls, strict=True)):
         before, memory = _stored(call, k, rounding, generator)
         coefficients = step.coefficients.perturbed(rounding)
         exact, kept = advance(coefficients, call.u, before, memory, noise=call.noise)
-        rounded, rounded_kept = advance_rounded(coefficients, call.u, before, memory, rounding.fmt, noise=call.noise)
+        rounded, rounded_kept = advance_rounded(coefficients, call.u, before, memory, fmt, noise=call.noise)
         total = gains.by_state[k] * (rounded - exact)
         if kept is not None and rounded_kept is not None:
             total = total + gains.by_memory[k] * (rounded_kept - kept)
@@ -199,7 +199,7 @@ def _stored(
 
 def _coefficient_response(plan: Plan, calls: Sequence[_Call], gains: _Gains) -> dict[str, np.ndarray]:
     """What each coefficient multiplies, projected on the gradient by what it is added to; only of those that are not all 0."""
-    factors = {
+    factors: dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {
         "gain_u": (gains.by_state, [call.u for call in calls]),
         "gain_x": (gains.by_state, [call.before for call in calls]),
         "gain_m": (gains.by_state, [call.memory for call in calls]),
