@@ -21,6 +21,7 @@ from mmar.config import MMARConfig
 from mmar.masking import draw_known
 from mmar.model import MMARForConditionalGeneration
 from mmar.parameter_parts import part_sizes
+from mmar.precision import autocast
 
 PAPER = {"mmar-0.5b": {"plora": 281.5, "embedding_vit": 201.5, "head": 46.4}, "mmar-7b": {"plora": 3229.6, "head": 272.0}}
 """Millions, counted by hand from section 3.3.2: ranks 512 and 1280 on every linear layer, 16 x 1024 ViT, 8 x 1024 and 12 x 2048
@@ -100,7 +101,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     batch, steps = make_batch(model, config), []
     for _ in tqdm(range(config.steps), unit="step"):
         start = time.perf_counter()
-        with torch.autocast(config.device, torch.bfloat16):
+        with autocast(config.device, torch.bfloat16):
             output = model(**batch, generator=torch.Generator().manual_seed(config.seed))
         middle = time.perf_counter()
         output.loss.backward()

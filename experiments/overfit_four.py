@@ -22,6 +22,7 @@ from experiments.overfit.pairs import Pairs, make_pairs
 from experiments.overfit.training import build, teach_images, teach_text
 from mmar.generation import ImageGenerationConfig, generate_image_tokens
 from mmar.model import MMARForConditionalGeneration
+from mmar.precision import autocast
 
 STARTS: dict[str, int | str | None] = {"from 999": None, "from safe t": "safe"}
 
@@ -105,7 +106,7 @@ def _draw(model: MMARForConditionalGeneration, pairs: Pairs, config: Config, lim
     prompts = pairs.processor.for_generation(pairs.captions)
     settings = ImageGenerationConfig(head_steps=config.head_steps, max_timestep=limit)  # one token per step, DDPM: the paper's
     generator = torch.Generator().manual_seed(0)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         return generate_image_tokens(
             model, prompts["input_ids"], prompts["attention_mask"], settings=settings, generator=generator
         )
@@ -120,7 +121,7 @@ def _answer(model: MMARForConditionalGeneration, pairs: Pairs) -> tuple[int, int
     """Questions answered right, each asked in a prompt of its own, and questions."""
     asked = [(i, question, answer) for i, turns in enumerate(pairs.questions) for question, answer in turns]
     prompts = pairs.processor.for_understanding([None] * len(asked), [question for _, question, _ in asked])
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         ids = model.generate(
             prompts["input_ids"],
             attention_mask=prompts["attention_mask"],

@@ -27,6 +27,7 @@ from mmar.generation.settings import ImageGenerationConfig
 from mmar.generation.token_sampler import ArStep, DiffusionTokenSampler
 from mmar.image_head import DiffusionTokenHead
 from mmar.picture_codec import PictureCodec
+from mmar.precision import autocast
 from mmar.processing import MMARImageProcessor
 from mmar.tokenizers import ImageTokenizer
 
@@ -77,7 +78,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
     both = nn.ModuleList([head, teller]).to(config.device)
 
     def loss_of(tokens: Tensor, told: Tensor, ground: Tensor) -> Tensor:
-        with torch.autocast(tokens.device.type, torch.bfloat16):
+        with autocast(tokens.device, torch.bfloat16):
             z = teller(told, ground, config.share).flatten(0, 1)  # (n N, W)
             return head.loss(z, tokens.flatten(0, 1), timesteps_per_token=config.timesteps_per_token).mean
 

@@ -28,6 +28,7 @@ from mmar.config import MMARConfig
 from mmar.data.scenes import Scene
 from mmar.data.scenes.vocabulary import SHAPES, Split
 from mmar.embedding_vit import EmbeddingViT
+from mmar.precision import autocast
 from mmar.tokenizers import ImageTokenizer
 from mmar.training.attention import attention_kernel
 
@@ -148,8 +149,7 @@ def _labelled(scene: Scene, grid: int) -> tuple[Tensor]:
 
 
 def _named(sight: Sight, tokens: Tensor, known: Tensor) -> dict[str, Tensor]:
-    kind = tokens.device.type
-    with torch.autocast(kind, torch.bfloat16), attention_kernel(tokens.device, torch.bfloat16):
+    with autocast(tokens.device, torch.bfloat16), attention_kernel(tokens.device, torch.bfloat16):
         found: dict[str, Tensor] = sight(tokens, known)
     return found
 

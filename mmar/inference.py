@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from mmar.precision import bf16_products
+from mmar.precision import autocast
 
 
 def check_compute_dtype(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
@@ -30,9 +30,8 @@ def inference(model: PreTrainedModel, compute_dtype: torch.dtype) -> Iterator[No
     """
     was_training = model.training
     model.eval()
-    autocast = torch.autocast(model.device.type, dtype=compute_dtype, enabled=compute_dtype is not model.dtype)
     try:
-        with torch.no_grad(), autocast, bf16_products(model.device):
+        with torch.no_grad(), autocast(model.device, compute_dtype, enabled=compute_dtype is not model.dtype):
             yield
     finally:
         model.train(was_training)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -57,8 +57,16 @@ def bf16_products(device: torch.device) -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def autocast(device: torch.device | str, dtype: torch.dtype, *, enabled: bool = True) -> Iterator[None]:
+    """``torch.autocast`` to ``dtype`` where ``enabled``, with :func:`bf16_products` in either case."""
+    device = torch.device(device)
+    with torch.autocast(device.type, dtype=dtype, enabled=enabled), bf16_products(device):
+        yield
+
+
 class Float32Products(TorchFunctionMode):
-    """Within it, matrix products of bf16 CPU tensors, autocast or not, are summed in float32 and rounded once at their end."""
+    """Within it, products and convolutions of bf16 CPU tensors, autocast or not, are summed in float32 and rounded once."""
 
     def __torch_function__(
         self,
@@ -70,13 +78,20 @@ class Float32Products(TorchFunctionMode):
         """Compute products in float32, leave everything else alone."""
         options = kwargs or {}
         if func in _PRODUCTS and not options:
-            x, *rest = _as_autocast(args)
+            tensors = [y is None or isinstance(y, Tensor) for y in args]  # a convolution's stride and the like come after them
+            count = tensors.index(False) if False in tensors else len(args)
+            x, *rest = _as_autocast(args[:count])
             if x is not None and all(_is_bf16_on_cpu(y) for y in (x, *rest) if y is not None):
-                return _rounded_once(func, x, *rest)
+                return _rounded_once(lambda *operands: func(*operands, *args[count:]), x, *rest)
         return func(*args, **options)
 
 
-_PRODUCTS = frozenset({functional.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+_PRODUCTS = frozenset(
+    {
+        *(functional.linear, functional.conv2d, functional.conv_transpose2d),
+        *(torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__),
+    }
+)
 
 
 def _is_bf16_on_cpu(x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 
 import pytest
@@ -224,6 +225,22 @@ def test_products_of_any_layer_are_rounded_once(autocast: bool) -> None:
         assert one.dtype is other.dtype
         assert (one - other).double().norm() < 4 * BF16 * other.double().norm()
     assert ours[0].dtype is torch.bfloat16
+
+
+@pytest.mark.usefixtures("without_instructions")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_are_rounded_once(transposed: bool) -> None:
+    layer = (torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d)(6, 4, 3, stride=2, padding=1)
+    x = torch.randn(5, 6, 9, 9, generator=draws(3))
+    with precision.autocast("cpu", torch.bfloat16):
+        ours = layer(x)
+    wanted = copy.deepcopy(layer).bfloat16().double()(x.bfloat16().double())
+    assert ours.dtype is torch.bfloat16
+    assert ours.shape == wanted.shape
+    # One rounding, and what float32 sums of 54 products leave where they cancel.
+    assert ((ours.double() - wanted).abs() <= BF16 * wanted.abs() + 1e-6).all()
+    ours.float().sum().backward()
+    assert layer.weight.grad.dtype is torch.float32
 
 
 @pytest.mark.usefixtures("without_instructions")

@@ -11,6 +11,7 @@ from experiments.overfit.pairs import Pairs
 from mmar.config import MMARConfig
 from mmar.masking import MaskRatio, draw_known
 from mmar.model import MMARForConditionalGeneration
+from mmar.precision import autocast
 
 Tick = Callable[[int], None]
 
@@ -27,7 +28,7 @@ def teach_text(model: MMARForConditionalGeneration, pairs: Pairs, steps: int, ti
     optimizer = torch.optim.AdamW((p.requires_grad_() for p in backbone), lr=2e-3)
     loss = torch.tensor(torch.nan)
     for _ in range(steps):
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             loss = model(input_ids, mask, labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -53,7 +54,7 @@ def teach_images(
     for step in range(steps):
         ratio = MaskRatio.stage1() if step < steps // 2 else MaskRatio.stage2()  # both draw all 16 tokens masked in a quarter
         known = draw_known(len(tokens), tokens.shape[1], ratio.sample(g), g) | ~targets[:, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             output = model(**rows, image_tokens=tokens, known=known, generator=g)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -19,6 +19,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from mmar.precision import autocast
 from mmar.tokenizers.raster import to_tokens
 from mmar.tokenizers.vq import nearest
 
@@ -135,7 +136,7 @@ def _descend(
     model.train()
     for step in range(settings.steps):
         pixels = next(batches).to(device)
-        with torch.autocast(device.type, settings.dtype, enabled=settings.dtype is not torch.float32):
+        with autocast(device, settings.dtype, enabled=settings.dtype is not torch.float32):
             terms = losses(pixels, step)
         total = torch.stack(list(terms.values())).sum()
         loss = float(total.detach())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from mmar.precision import autocast
 from mmar.tokenizers.saved import digest
 
 
@@ -38,7 +40,7 @@ class FrozenModule(nn.Module):
     def _as_weights(self, x: Tensor) -> Tensor:
         return x.to(self._weights_dtype())
 
-    def _precision(self, dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    def _precision(self, dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[None]:
         """Autocast to ``dtype``, or protection from the autocast of whoever calls."""
         weights = self._weights_dtype()
         dtype = weights if dtype is None else dtype
@@ -47,4 +49,4 @@ class FrozenModule(nn.Module):
                 f"dtype must be {weights} (that of the weights), torch.bfloat16 or torch.float16, got {dtype}; "
                 "for float32, load the weights in float32"
             )
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not weights)
+        return autocast(device, dtype, enabled=dtype is not weights)
