@@ -107,10 +107,9 @@ def test_image_orders_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     found = run(image_order, tmp_path, monkeypatch)["results"]
     assert list(found["ways"]) == list(image_order.LABELS)
     for one in found["ways"].values():
-        assert one["seeds"] == 1
         assert one["frechet"]["mean"] > 5 * found["reference"]["frechet"]  # three steps teach nothing
-    first, longer = (found["ways"][name]["frechet"]["mean"] for name in ("random", "random, twice the steps"))
-    assert first != longer  # models of their own
+    whole, half = (found["ways"][name]["frechet"]["mean"] for name in ("raster", "raster, half the steps"))
+    assert whole != half  # models of their own
     assert "raster order with causal attention" in capsys.readouterr().out
 
 

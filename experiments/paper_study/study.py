@@ -22,7 +22,7 @@ from experiments.training_runs import stage_summary
 from mmar.pipeline import MMARPipeline
 from mmar.training.loop import FINAL
 
-_IN_KEYS = ("seeds", "arms", "noised", "lengths", "sizes", "models", "workers", "long_seeds")
+_IN_KEYS = ("seeds", "arms", "noised", "lengths", "sizes", "models", "workers")
 """Fields of configurations that say which jobs there are, or how many at a time, and nothing of what a job does."""
 UNITS = 3
 """Of the progress bar for an arm: each stage, and what is measured."""
