@@ -59,9 +59,10 @@ def bf16_products(device: torch.device) -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def autocast(device: torch.device | str, dtype: torch.dtype, *, enabled: bool = True) -> Iterator[None]:
-    """``torch.autocast`` to ``dtype`` where ``enabled``, with :func:`bf16_products` in either case."""
+    """``torch.autocast`` to ``dtype`` where ``enabled``; :func:`bf16_products` in either case, where ``dtype`` is bf16."""
     device = torch.device(device)
-    with torch.autocast(device.type, dtype=dtype, enabled=enabled), bf16_products(device):
+    products = bf16_products(device) if dtype is torch.bfloat16 else contextlib.nullcontext()
+    with torch.autocast(device.type, dtype=dtype, enabled=enabled), products:
         yield
 
 

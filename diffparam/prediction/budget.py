@@ -8,7 +8,8 @@ Each source puts an error :math:`e_k` into call k; later steps multiply it by th
 - worst case: :math:`\sum|g_k|\,b_k` with the bound b in place of the rms. It bounds the rms of the final error to first order.
 
 Between the first two lies what a slowly moving output does: successive roundings correlate once u moves by less than a unit in
-the last place a step, by a factor that is known (:func:`sawtooth_correlation`).
+the last place a step, by a factor that is known (:func:`sawtooth_correlation`). So does what a network in low precision does,
+whose rounded weights err alike at every call: its correlation is measured (``calibrate(..., correlated=True)``).
 
 The probabilistic bound is that of Higham & Mary (2019) in its Azuma-Hoeffding form: errors that are bounded by :math:`|z|b_k`
 and of zero mean given the earlier ones exceed :math:`\lambda\sqrt{\sum g_k^2b_k^2}` with probability at most

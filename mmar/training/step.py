@@ -102,7 +102,7 @@ class GradientStep:
         size = self.processes.size
         weights = (shares[0] * size, shares[1] * size)  # the reduction divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        with bf16_products(self.processes.device):  # the backward pass too, which may compute activations again
+        with self._products():  # around the backward pass too, which may compute activations again
             with self._autocast(), self._attention():
                 output = self.distributed.forward(**batch.inputs, **arguments, loss_weights=weights)
             output.loss.backward()
@@ -112,6 +112,9 @@ class GradientStep:
         if good and self.statistics is not None:
             self.statistics.update(output.image_rows, output.image_timesteps)
         return torch.tensor(parts, dtype=torch.float64), good
+
+    def _products(self) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.config.precision == "float32" else bf16_products(self.processes.device)
 
     def _attention(self) -> AbstractContextManager[Any]:
         if self.config.gradient_checkpointing:  # layers are computed again in the backward pass, where no mode reaches
