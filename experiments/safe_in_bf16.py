@@ -5,7 +5,7 @@ data), the prediction for this very head (traced, and with the error of its bf16
 scans), and the measured difference between samples in bf16 and in float32, from the same noise with the same weights. "All in
 bf16" rounds the weights once and for all: that error is much the same at every call, so the sum of independent errors, the
 control, is too small and that of equal ones too large; the calibration measures how errors correlate from call to call. Then
-the sampler's state, coefficients and sums are in bf16 too.
+the sampler's state, coefficients and sums are in bf16 too, as written and as increments of the state.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from mmar.diffusion_head import DiffusionHead
 
 SCHEDULE = Schedule.cosine(1000)
 BF16 = RoundingError("bfloat16")
-KINDS = ("output", "network", "everything")
-"""What is in bf16: the output, the network, the network and the sampler."""
+KINDS = ("output", "network", "everything", "increments")
+"""What is in bf16: the output; the network; the network and the sampler; the same with updates as increments of the state."""
 STARTS = (999, 948)
 """The last timestep, and the largest that is safe for eps at delta = 1/128 and 1 % (see eps_vs_v)."""
 
@@ -111,6 +111,10 @@ def run_head(config: Config, key: str, tick: Callable[[int], None]) -> dict[str,
             "everything": (
                 _predicted(plan, traced, calibrated, arithmetic=BF16.fmt, state=BF16),
                 _difference(exact, noise, plan, _network(low, z, torch.bfloat16), **solver),
+            ),
+            "increments": (
+                _predicted(plan, traced, calibrated, arithmetic=BF16.fmt, state=BF16, increments=True),
+                _difference(exact, noise, plan, _network(low, z, torch.bfloat16), **solver, increments=True),
             ),
         }
         rows.append(
@@ -186,7 +190,12 @@ def _geometric(values: Sequence[float]) -> float | None:
 
 def tables(record: dict[str, Any]) -> str:
     """What the report says, what is predicted for the head, what is measured."""
-    titles = ("one rounding: predicted, measured, ratio", "bf16 network: the same", "bf16 network and sampler")
+    titles = (
+        "one rounding: predicted, measured, ratio",
+        "bf16 network: the same",
+        "bf16 network and sampler",
+        "with increments",
+    )
     lines = [f"{'head, start':<14}{'report':>16}" + "".join(f"{title:>44}" for title in titles)]
     for row in record["results"]["rows"]:
         cells = [f"{row['head']}, t = {row['start']}".ljust(14)]

@@ -396,6 +396,22 @@ def test_emulated_bf16_arithmetic_is_that_of_torch(solver: str, dtype: torch.dty
     assert plan.is_stochastic or not torch.equal(exact.bfloat16(), native)  # which is not what a plain step gives
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_increments_are_the_same_update_in_another_order(solver: str) -> None:
+    """In a fine format they give the state of a plain run; a term after the other, rounded, in bf16."""
+    plan = SOLVERS[solver](COSINE.respace(12), param=V)
+    x = noise(plan, 500)
+    torch.testing.assert_close(run(plan, x, 0.5, arithmetic=FINEST, increments=True), run(plan, x, 0.5), rtol=1e-9, atol=1e-9)
+    step, u, start = StepCoefficients(0.3, 1.0 - 2.0**-11), round_to(x, "bfloat16"), round_to(x.flip(0), "bfloat16")
+    got, _ = advance_rounded(step, u, start, None, BF16.fmt, increments=True)
+    terms = round_to(-(2.0**-11) * start, "bfloat16") + round_to(
+        round_to(torch.tensor(0.3), "bfloat16").double() * u, "bfloat16"
+    )
+    assert torch.equal(got, round_to(start + round_to(terms, "bfloat16"), "bfloat16"))
+    with pytest.raises(ValueError, match="increments must come with arithmetic"):
+        run(plan, x, 0.5, increments=True)
+
+
 def test_a_bf16_tensor_is_advanced_in_float32_and_rounded_once() -> None:
     plan = plan_dpm_solver(COSINE.respace(20), param=V)
     step = plan[7].coefficients

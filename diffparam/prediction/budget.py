@@ -127,6 +127,7 @@ def predict_error(
     arithmetic: Format = "float32",
     state: Format | ErrorModel = "float32",
     timestep: Format = "float32",
+    increments: bool = False,
     guidance: float = 1.0,
     training: Schedule | None = None,
     tolerance: float = 0.01,
@@ -141,6 +142,7 @@ def predict_error(
         arithmetic: Format of the products and sums of the update, and of its coefficients; None for exact.
         state: What storing the state suffers; None for nothing.
         timestep: Format in which the network is told the time (known for Gaussian data only); None for exact.
+        increments: The update is computed as a change of the state, ``x + ((gain_x - 1) x + gain_u u)``.
         guidance: Scale omega; both branches err on their own.
         training: Schedule of the training, to know what an off-grid timestep means; the plan's own angles by default.
         tolerance: Loss floor above which a step is unsafe, in units of the target's variance.
@@ -169,7 +171,7 @@ def predict_error(
     rounds = None if arithmetic is None else RoundingError(arithmetic)
     if rounds is not None:
         fmt = parse_format(rounds.fmt)
-        sources += [arithmetic_source(plan, sizes, fmt), coefficient_source(plan, sizes, fmt)]
+        sources += [source(plan, sizes, fmt, increments) for source in (arithmetic_source, coefficient_source)]
     if on_state is not None and on_state != rounds:  # a sum that is rounded to the state's own format is stored for nothing
         sources.append(state_source(plan, sizes, on_state))
     stored = [error for error in (on_state, rounds) if error is not None]

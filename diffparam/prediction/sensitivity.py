@@ -58,7 +58,7 @@ class Sensitivity:
         output_amplitude: U with u_k = U_k z for one standard normal z, in a linear run without noise; else None.
         input_amplitude: The same of the state that a call sees.
         emulated: What a rounding does to the very values of a traced run, by where it is done: ``output``, ``arithmetic``,
-            ``state``; those that were asked for.
+            ``increments``, ``state``; those that were asked for.
         effective_samples: Samples that carry the traced gains, (sum s)^2 / sum s^2; few where some trajectories are far more
             sensitive than others.
         output_alignment: ``(calls, calls)``, how far what two errors of u of one sign do to the final sample is of one sign, in

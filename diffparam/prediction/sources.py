@@ -122,48 +122,62 @@ def _gain(sizes: Sensitivity, error: ErrorModel) -> np.ndarray:
     return relative if error.scales_with_value else fixed
 
 
-def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> SourceError:
-    """One rounding per product and per sum of the update and of the memory; a power of two times a stored value needs none."""
+def arithmetic_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat, increments: bool = False) -> SourceError:
+    """One rounding per product and per sum of the update and of the memory; a power of two times a stored value needs none.
+
+    With ``increments`` the products make a change of the state, and adding it is one more sum.
+    """
     one = np.ones(len(plan))
     values = (sizes.input_sq, sizes.output_sq, sizes.memory_sq, one, sizes.input_sq, sizes.output_sq)
-    gains = np.array([plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u])
+    gain_x = plan.gain_x - 1.0 if increments else plan.gain_x
+    gains = np.array([gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u])
     gains = _rounded(gains, fmt, "arithmetic")
     products = gains**2 * np.array(values)
     later = np.arange(len(plan)) > 0  # the first state is the caller's
     stored = np.array([later, 0 * one, one, 0 * one, later, 0 * one], dtype=bool)
     exact = stored & (np.abs(np.frexp(gains)[0]) == 0.5)
-    squares = np.concatenate([np.where(exact, 0.0, products), _sums(plan, sizes)])
+    squares = np.concatenate([np.where(exact, 0.0, products), _sums(plan, sizes, increments)])
     energy, bound = rounding_energy(fmt, squares), np.where(squares > 0, RoundingError(fmt).bound(squares), 0.0)
-    in_state, in_memory = energy[[0, 1, 2, 3, 6, 7, 8]].sum(0), energy[[4, 5, 9]].sum(0)
+    in_state, in_memory = energy[_IN_STATE].sum(0), energy[_IN_MEMORY].sum(0)
     if sizes.output_per_input is not None:  # the roundings of a x and of b u, which is b K x
         in_state += _common(gains[0], gains[1] * sizes.output_per_input, energy[0], energy[1], fmt)
         in_memory += _common(gains[4], gains[5] * sizes.output_per_input, energy[4], energy[5], fmt)
     gain, to_memory = _state_gain(sizes), np.abs(memory_gain(plan, sizes.state_gain))
     final = np.sqrt(gain**2 * in_state + to_memory**2 * in_memory)
-    bounds = gain * bound[[0, 1, 2, 3, 6, 7, 8]].sum(0) + to_memory * bound[[4, 5, 9]].sum(0)
+    bounds = gain * bound[_IN_STATE].sum(0) + to_memory * bound[_IN_MEMORY].sum(0)
     predicted = root_sum_square(final)
-    if (emulated := _emulated(sizes, "arithmetic", RoundingError(fmt))) is not None:
+    name = "increments" if increments else "arithmetic"
+    if (emulated := _emulated(sizes, name, RoundingError(fmt))) is not None:
         final, predicted = emulated.final, emulated.total
     return SourceError("arithmetic", np.sqrt(in_state), final, bounds, predicted)
 
 
-def _sums(plan: Plan, sizes: Sensitivity) -> np.ndarray:
-    """Mean squares of ``a x + b u``, of that ``+ c m``, of that ``+ n z``, and of ``p x + q u``; 0 where nothing is added."""
-    before_noise = np.maximum(sizes.state_sq - plan.noise**2, 0.0)
+_IN_STATE, _IN_MEMORY = [0, 1, 2, 3, 6, 7, 8, 10], [4, 5, 9]
+"""Of the roundings of six products and five sums, those that go into the state and into the memory."""
+
+
+def _sums(plan: Plan, sizes: Sensitivity, increments: bool) -> np.ndarray:
+    """Mean squares of ``a x + b u``, of that ``+ c m``, of that ``+ n z``, of ``p x + q u``, and, with ``increments``, where a
+    is ``gain_x - 1``, of the state plus all that; 0 where nothing is added.
+    """
+    gain_x = plan.gain_x - 1.0 if increments else plan.gain_x
+    whole = sizes.change_sq if increments else sizes.state_sq
+    before_noise = np.maximum(whole - plan.noise**2, 0.0)
     first = before_noise
     if sizes.output_per_input is not None:
         k = sizes.output_per_input
         residual = np.maximum(sizes.output_sq - k**2 * sizes.input_sq, 0.0)
-        without_memory = (plan.gain_x + plan.gain_u * k) ** 2 * sizes.input_sq + plan.gain_u**2 * residual
+        without_memory = (gain_x + plan.gain_u * k) ** 2 * sizes.input_sq + plan.gain_u**2 * residual
         first = np.where(plan.gain_m == 0, before_noise, without_memory)
     x, u, m, z, p, q = (np.asarray(v != 0) for v in (
-        plan.gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u,
+        gain_x, plan.gain_u, plan.gain_m, plan.noise, plan.memory_x, plan.memory_u,
     ))  # fmt: skip
     return np.array([
         np.where(x & u, first, 0.0),
         np.where((x | u) & m, before_noise, 0.0),
-        np.where((x | u | m) & z, sizes.state_sq, 0.0),
+        np.where((x | u | m) & z, whole, 0.0),
         np.where(p & q, np.append(sizes.memory_sq[1:], 0.0), 0.0),
+        sizes.state_sq if increments else np.zeros(len(plan)),
     ])  # fmt: skip
 
 
@@ -175,9 +189,16 @@ def _common(a: np.ndarray, b: np.ndarray, energy_a: np.ndarray, energy_b: np.nda
     return 2.0 * np.sign(a) * np.sign(b) * correlation * np.sqrt(energy_a * energy_b)
 
 
-def coefficient_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat) -> SourceError:
+def coefficient_source(plan: Plan, sizes: Sensitivity, fmt: FloatFormat, increments: bool = False) -> SourceError:
     """The rounding of each coefficient is known: the same for every sample, so it moves the result and does not blur it."""
-    columns = (plan.gain_u, plan.gain_x, plan.noise, plan.gain_m, plan.memory_u, plan.memory_x)
+    columns = (
+        plan.gain_u,
+        plan.gain_x - 1.0 if increments else plan.gain_x,
+        plan.noise,
+        plan.gain_m,
+        plan.memory_u,
+        plan.memory_x,
+    )
     change = StepCoefficients(*(_rounded(column, fmt, "arithmetic") - column for column in columns))
     step, final, predicted = known_error(plan, sizes, change)
     x, u, m = (np.sqrt(v) for v in (sizes.input_sq, sizes.output_sq, sizes.memory_sq))

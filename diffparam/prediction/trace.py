@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -65,8 +65,8 @@ def trace_sensitivity(
         generator: Source of the plan's noise and of zeta, on the device of ``x_init``.
         emulate: An error model to apply to the outputs as they come: exact where they lie on a grid or in few places, so that
             no law of significands describes them.
-        emulate_arithmetic: Format of the update's products and sums, to be rounded as they come: exact where a state moves so
-            little at a step that successive roundings repeat each other.
+        emulate_arithmetic: Format of the update's products and sums, to be rounded as they come, with increments and without:
+            exact where a state moves so little at a step that successive roundings repeat each other.
         emulate_state: Likewise for the state that is stored.
         probes: Directions zeta for each sample.
 
@@ -105,7 +105,9 @@ def trace_sensitivity(
         emulated["output"] = _emulation(emulate, [g * e for g, e in zip(gains.by_output, errors, strict=True)])
     if emulate_arithmetic is not None:
         rounding = RoundingError(emulate_arithmetic)
-        emulated["arithmetic"] = _emulation(rounding, _rounded_updates(plan, calls, gains, rounding, generator))
+        for name in ("arithmetic", "increments"):
+            moved = _rounded_updates(plan, calls, gains, rounding, generator, increments=name == "increments")
+            emulated[name] = _emulation(rounding, moved)
     if emulate_state is not None:
         emulated["state"] = _emulation(emulate_state, _stored_states(plan, calls, gains, emulate_state, generator))
     return _sensitivity(plan, calls, gains, emulated)
@@ -158,15 +160,26 @@ def _emulation(error: ErrorModel, moved: Sequence[Tensor]) -> Emulation:
 
 
 def _rounded_updates(
-    plan: Plan, calls: Sequence[_Call], gains: _Gains, rounding: RoundingError, generator: torch.Generator | None
+    plan: Plan,
+    calls: Sequence[_Call],
+    gains: _Gains,
+    rounding: RoundingError,
+    generator: torch.Generator | None,
+    *,
+    increments: bool,
 ) -> list[Tensor]:
     """Each update as the arithmetic does it, less the exact one with the same (rounded) coefficients, from rounded values."""
     moved, fmt = [], parse_format(rounding.fmt)
     for k, (step, call) in enumerate(zip(plan.steps(), calls, strict=True)):
         before, memory = _stored(call, k, rounding, generator)
         coefficients = step.coefficients.perturbed(rounding)
+        if increments:
+            near = replace(step.coefficients, gain_x=step.coefficients.gain_x - 1.0).perturbed(rounding)
+            coefficients = replace(near, gain_x=1.0 + near.gain_x)
         exact, kept = advance(coefficients, call.u, before, memory, noise=call.noise)
-        rounded, rounded_kept = advance_rounded(coefficients, call.u, before, memory, fmt, noise=call.noise)
+        rounded, rounded_kept = advance_rounded(
+            coefficients, call.u, before, memory, fmt, increments=increments, noise=call.noise
+        )
         total = gains.by_state[k] * (rounded - exact)
         if kept is not None and rounded_kept is not None:
             total = total + gains.by_memory[k] * (rounded_kept - kept)

@@ -51,6 +51,7 @@ def sample(
     coefficient_error: ErrorModel | None = None,
     timestep_error: ErrorModel | None = None,
     arithmetic: str | FloatFormat | None = None,
+    increments: bool = False,
     record: Trajectory | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -69,6 +70,8 @@ def sample(
         coefficient_error: Error put on each step's coefficients.
         timestep_error: Error put on the timesteps that the model is told.
         arithmetic: Format in which to emulate the update, every product and sum rounded; by default at least float32.
+        increments: With ``arithmetic``: compute ``x + ((gain_x - 1) x + gain_u u)`` in the place of ``gain_x x + gain_u u``. A
+            cosine near 1 is 1 in bf16, its distance from 1 is not.
         record: An empty :class:`Trajectory` to fill; without it the state, the output and the next state are held, and the
             memory of a solver that has one.
         on_step: Called as ``on_step(done, total)`` after each network call.
@@ -77,7 +80,7 @@ def sample(
         The state at the plan's last angle, like ``x_init``.
 
     Raises:
-        ValueError: If the model returns another shape.
+        ValueError: If the model returns another shape, or ``increments`` comes without ``arithmetic``.
         NonFiniteError: If the result is not finite.
     """
     check_sample(x_init, "x_init")
@@ -85,6 +88,8 @@ def sample(
         raise ValueError("x_init must have a batch dimension, got a scalar; use shape (1, ...)")
     check_finite(x_init, "x_init", "draw it with torch.randn")
     fmt = None if arithmetic is None else parse_format(arithmetic)
+    if increments and fmt is None:
+        raise ValueError("increments must come with arithmetic, the format that it is for, got None; add arithmetic='bfloat16'")
     x, memory = x_init, None
     for done, step in enumerate(plan.steps(), start=1):
         u = model(x, _told(step.timestep, x, timestep_error, generator))
@@ -105,7 +110,7 @@ def sample(
         if fmt is None:
             x, memory = advance(coefficients, u, x, memory, noise=z, generator=generator)
         else:
-            x, memory = advance_rounded(coefficients, u, x, memory, fmt, noise=z, generator=generator)
+            x, memory = advance_rounded(coefficients, u, x, memory, fmt, increments=increments, noise=z, generator=generator)
         if state_error is not None:
             x = state_error.apply(x, generator)
         if on_step is not None:

@@ -96,12 +96,17 @@ def advance_rounded(
     memory: Tensor | None,
     fmt: FloatFormat,
     *,
+    increments: bool = False,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`advance` as arithmetic in ``fmt`` does it: coefficients, every product and every sum rounded to nearest."""
+    """:func:`advance` as arithmetic in ``fmt`` does it: coefficients, every product and every sum rounded to nearest.
+
+    With ``increments`` the state is added last, ``x + ((gain_x - 1) x + gain_u u + ...)``: a gain near 1, of which a coarse
+    format holds nothing but the 1, is then as exact as any other.
+    """
     to = RoundingError(fmt)
-    step = step.perturbed(to)
+    step = (replace(step, gain_x=step.gain_x - 1.0) if increments else step).perturbed(to)
     terms = [(step.gain_x, x), (step.gain_u, u), (step.gain_m, memory)]
     if step.is_stochastic:
         if noise is None:
@@ -117,4 +122,5 @@ def advance_rounded(
         return torch.zeros_like(x) if out is None else out
 
     kept = total([(step.memory_x, x), (step.memory_u, u)]) if step.memory_u or step.memory_x else None
-    return total(terms), kept
+    change = total(terms)
+    return to.apply(x + change) if increments else change, kept
