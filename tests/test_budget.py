@@ -346,8 +346,8 @@ def test_bf16_arithmetic_costs_what_is_predicted(solver: str, param: str) -> Non
 def test_increments_in_bf16_cost_what_is_predicted(solver: str, param: str) -> None:
     """Most of it is the rounding of the state, which a step moves by few units in its last place: to a quarter, as above.
 
-    Of epsilon's first step two products of thousands cancel; one in a million rounds the other way, a large part of the expected
-    square and of no 4000 samples.
+    Of epsilon's first step two products of thousands cancel; one in a million rounds the other way, a large part of the
+    expected square and of no 4000 samples.
     """
     plan = SOLVERS[solver](TEN, param=PARAMS[param])
     budget = predict_error(plan, 2.0, **only(arithmetic="bf16"), increments=True)
@@ -358,8 +358,8 @@ def test_increments_in_bf16_cost_what_is_predicted(solver: str, param: str) -> N
 def test_increments_save_v_what_its_cosine_loses() -> None:
     """Of 20 steps: an error several times smaller, which is that of storing the state in bf16 at all.
 
-    0.99609 x, rounded, is a whole unit in the last place below x wherever it should be between a half and one: the plain form is
-    worse than its roundings are if they were random.
+    0.99609 x, rounded, is a whole unit in the last place below x wherever it should be between a half and one: the plain form
+    is worse than if its roundings were random.
     """
     plan = plan_ddim(GRID, param=V)
     plain, increments, stored = (
