@@ -172,7 +172,8 @@ def calibrate(
 
     Raises:
         TypeError: If a batch, the output or the combination of options is of the wrong kind.
-        ValueError: If there are no batches, shapes do not fit, or a timestep is outside of ``edges``.
+        ValueError: If there are no batches, shapes do not fit, a timestep is outside of ``edges``, or ``correlated`` is asked
+            for with ``edges`` or of batches that are not of one timestep each and of the same samples.
         NonFiniteError: If an output is not finite; names timestep and precision.
     """
     if (schedule is None) != (param is None):
@@ -304,11 +305,19 @@ def _check_output(u: Any, x_t: Tensor, t: np.ndarray, precision: torch.dtype) ->
 
 
 def _between(t: np.ndarray, at: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    """Linear in both timesteps; two calls at one timestep err alike."""
-    rows = np.array([np.interp(t, at, row) for row in correlation])
+    """Linear in both timesteps, between different calls.
+
+    The 1 of an error with itself is none of their business: errors that are made anew at each call do not come to correlate as
+    timesteps draw near. In its place stand the neighbours of a timestep, or 1 where there is only one.
+    """
+    table = correlation.copy()
+    beside = np.diag(correlation, 1)  # of neighbours
+    if len(beside):
+        np.fill_diagonal(table, (np.append(beside, beside[-1]) + np.append(beside[0], beside)) / 2)
+    rows = np.array([np.interp(t, at, row) for row in table])
     found: np.ndarray = np.array([np.interp(t, at, column) for column in rows.T])
     found = (found + found.T) / 2  # the order of interpolation shows in the last digit
-    found[t[:, None] == t[None, :]] = 1.0
+    np.fill_diagonal(found, 1.0)
     return found
 
 

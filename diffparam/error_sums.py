@@ -92,10 +92,11 @@ class ErrorSums:
 
 
 class PairedErrors:
-    """Errors of the same samples at one timestep after another, for how they correlate; all of them are held, in float32."""
+    """Errors of the same samples at one timestep after another, for how they correlate; all are held, float32 on the CPU."""
 
     def __init__(self) -> None:
         self.rows: dict[float, Tensor] = {}
+        self.shape: tuple[int, ...] | None = None
 
     def add(self, t: np.ndarray, u: Tensor, u_low: Tensor) -> None:
         """One batch of outputs ``(batch, ...)``, all at one timestep that has not been seen.
@@ -107,19 +108,18 @@ class PairedErrors:
             raise ValueError(f"batches must be of one timestep each with correlated=True, got {t.min():g} to {t.max():g}")
         if float(t[0]) in self.rows:
             raise ValueError(f"batches must be of different timesteps with correlated=True, got {t[0]:g} twice; join the two")
-        error = (u_low - u).flatten().float()
-        first = next(iter(self.rows.values()), error)
-        if error.shape != first.shape:
+        self.shape = self.shape or tuple(u.shape)
+        if tuple(u.shape) != self.shape:
             raise ValueError(
-                f"batches must hold the same samples with correlated=True, got outputs of {error.numel()} elements "
-                f"at t = {t[0]:g} after {first.numel()}"
+                f"batches must hold the same samples with correlated=True, got outputs {tuple(u.shape)} at t = {t[0]:g} after "
+                f"{self.shape}"
             )
-        self.rows[float(t[0])] = error
+        self.rows[float(t[0])] = (u_low - u).flatten().float().cpu()
 
     def correlation(self) -> np.ndarray:
         """``(timesteps, timesteps)``, rising in the timestep: E[e_k e_l] over the two rms; 0 beside an error that is 0."""
         rows = torch.stack([self.rows[t] for t in sorted(self.rows)]).double()
-        gram = (rows @ rows.T).cpu().numpy()
+        gram = (rows @ rows.T).numpy()
         size = np.sqrt(np.diag(gram))
         safe = np.where(size > 0, size, 1.0)
         correlation: np.ndarray = np.clip(gram / np.outer(safe, safe), -1.0, 1.0)

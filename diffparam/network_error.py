@@ -38,6 +38,11 @@ class NetworkError:
                 f"delta and scale must have the same number of calls, got {self.delta.shape} and {self.scale.shape}"
             )
         if self.correlation is not None:
+            if not self.is_per_call:
+                raise ValueError(
+                    "correlation must come with a delta or scale for each call, got numbers that serve any call; repeat them, "
+                    "np.full(calls, delta)"
+                )
             object.__setattr__(self, "correlation", _correlation(self.correlation, len(self)))
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def run_jobs(
 
 def _run_in_processes(job: Job, config: Any, paths: dict[str, Path], workers: int, bar: Any) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    manager = SyncManager(ctx=context)
+    manager.start(_follow_parent)
+    with manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         ticks = manager.Queue()
         running: dict[Future[None], str] = {pool.submit(_work, job, config, key, p, ticks): key for key, p in paths.items()}
         try:
@@ -97,14 +100,16 @@ def _work(job: Job, config: Any, key: str, path: Path, ticks: Any) -> None:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    _follow_parent()
 
 
 def _follow_parent() -> None:
-    """End with the parent, however it ends: a worker waits for work for ever, and its own queue keeps it from noticing.
+    """End with the parent, however it ends: a worker waits for work for ever, and its own queue keeps it from noticing."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    The signal lets a training save what it has.
-    """
+
+def _end_with_parent() -> None:
+    """The signal lets a training save what it has."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

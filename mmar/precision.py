@@ -2,7 +2,8 @@
 
 bf16 forward with float32 master weights is ``layer(x.bfloat16())`` on a float32 module; pure bf16 is ``module.bfloat16()``.
 On a CPU without bf16 instructions torch multiplies bf16 matrices six to ten times slower than float32 ones, so there products
-are computed in float32 and rounded once: what the instructions compute, up to the order of a sum.
+and convolutions are computed in float32 and rounded once: what the instructions compute, up to the order of a sum. Copies of
+the operands in float32 are held for the backward pass.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def native_bf16_matmul() -> bool:
 
 
 def bf16_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, bf16 products of any layer are computed as fast as ``device`` can; the same numbers everywhere.
+    """Within it, bf16 products of any layer are computed as fast as ``device`` can: on a CPU without bf16 instructions
+    :class:`Float32Products`, else as they are.
 
-    Around a forward pass; around the backward pass too where activations are computed again in it. On a device with bf16
-    instructions it changes nothing.
+    Around a forward pass; around the backward pass too where activations are computed again in it.
     """
     if device.type == "cpu" and not native_bf16_matmul():
         return Float32Products()
@@ -67,7 +68,11 @@ def autocast(device: torch.device | str, dtype: torch.dtype, *, enabled: bool = 
 
 
 class Float32Products(TorchFunctionMode):
-    """Within it, products and convolutions of bf16 CPU tensors, autocast or not, are summed in float32 and rounded once."""
+    """Within it, products of bf16 CPU tensors, autocast or not, are summed in float32 and rounded once.
+
+    Those of linear layers, of two-dimensional convolutions, and ``matmul`` and ``bmm``, called with positional arguments as
+    torch's own layers do. Attention in one kernel is left alone.
+    """
 
     def __torch_function__(
         self,

@@ -689,6 +689,8 @@ def test_what_cannot_be_predicted_is_refused_by_name() -> None:
         predict_error(plan, math.nan)
     with pytest.raises(ValueError, match="data must lie in"):
         predict_error(plan, -0.5)
+    with pytest.raises(ValueError, match="increments must come with arithmetic"):
+        predict_error(plan, 0.5, arithmetic=None, increments=True)
     with pytest.raises(TypeError, match="data must be a number"):
         predict_error(plan, "0.5")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="plan must be a Plan, got Schedule"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import weakref
 from functools import partial
@@ -423,7 +424,7 @@ def test_correlation_is_taken_to_the_timesteps_of_a_plan() -> None:
 
 @pytest.mark.parametrize("signs", [[1, 1, 1, 1], [1, -1, 1, -1]])
 def test_correlated_errors_of_a_linear_run_add_with_their_signs(signs: list[int]) -> None:
-    """Against a run into which just these errors are put."""
+    """The sum of what each does, which a kick at each call has been seen to do (``test_sensitivity``)."""
     plan = plan_ddim(SCHEDULE.respace(4), param=V)
     sizes = gaussian_sensitivity(plan, 0.5)
     error = NetworkError(np.zeros(4), np.full(4, 1e-3), np.outer(signs, signs))
@@ -431,6 +432,37 @@ def test_correlated_errors_of_a_linear_run_add_with_their_signs(signs: list[int]
     assert source.predicted == pytest.approx(1e-3 * abs((np.array(signs) * sizes.output_gain).sum()), rel=1e-12)
     independent = predict_error(plan, 0.5, output=NetworkError(np.zeros(4), np.full(4, 1e-3), np.eye(4)), arithmetic=None)
     assert independent.sources["output"].predicted == pytest.approx(source.independent, rel=1e-12)
+
+
+def test_correlated_errors_add_with_the_signs_of_their_gains() -> None:
+    """A traced run whose gains change sign from call to call, into which the same error is put at each."""
+    plan = plan_ddim(SCHEDULE.respace(6), param=V)
+    flipped = dataclasses.replace(plan, gain_u=plan.gain_u * np.array([1, -1, 1, -1, 1, -1]))
+    net = Mlp(4).double()
+    x = torch.randn(300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sizes = trace_sensitivity(net, flipped, x, generator=torch.Generator().manual_seed(2), probes=8)
+    assert (sizes.output_alignment[0] < 0).any()
+    error = 1e-6 * torch.randn(300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        moved = sample(lambda x, t: net(x, t) + error, x, flipped) - sample(net, x, flipped)
+    alike = NetworkError(np.zeros(6), np.full(6, 1e-6), np.ones((6, 6)))
+    source = predict_error(flipped, sizes, output=alike, arithmetic=None, state=None, timestep=None).sources["output"]
+    # The error's elements are independent, as the prediction takes them to be; its rms over 1200 of them.
+    assert source.predicted / moved.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+    assert source.correlated > 1.5 * source.predicted  # the control: without signs
+
+
+def test_errors_made_anew_do_not_come_to_correlate_between_timesteps() -> None:
+    """Calibrated at five timesteps, asked for fifty calls: ten of them between two neighbours."""
+    net, x = seeded(Mlp), torch.randn(400, 16, generator=torch.Generator().manual_seed(1))
+    fresh = torch.Generator().manual_seed(2)
+    batches = [(x, torch.full((400,), t)) for t in (0, 250, 500, 750, 999)]
+    noisy = calibrate(
+        net, batches, low=lambda x, t: net(x.float(), t) + 1e-2 * torch.randn(400, 16, generator=fresh), correlated=True
+    )
+    plan = plan_ddim(SCHEDULE.respace(50), param=V)
+    source = predict_error(plan, 0.5, output=noisy.at(plan), arithmetic=None, state=None, timestep=None).sources["output"]
+    assert source.predicted / source.independent == pytest.approx(1, abs=0.2)  # 6400 products: correlations of 1/80
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -500,7 +532,7 @@ def test_batches_whose_errors_cannot_be_compared_are_refused() -> None:
         calibrate(net, [(x, torch.tensor([1, 2] * 4))], correlated=True)
     with pytest.raises(ValueError, match="different timesteps with correlated=True, got 5 twice"):
         calibrate(net, [batch(5), batch(5)], correlated=True)
-    with pytest.raises(ValueError, match=r"the same samples .* got outputs of 64 elements at t = 6 after 128"):
+    with pytest.raises(ValueError, match=r"the same samples .* got outputs \(4, 16\) at t = 6 after \(8, 16\)"):
         calibrate(net, [batch(5), batch(6, 4)], correlated=True)
     with pytest.raises(ValueError, match="correlated must not be given together with edges"):
         calibrate(net, [batch(5)], edges=(0, 10), correlated=True)
@@ -519,3 +551,8 @@ def test_batches_whose_errors_cannot_be_compared_are_refused() -> None:
 def test_what_is_no_correlation_is_refused(correlation: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"correlation must (be )?{message}"):
         NetworkError([0.1, 0.2], 0.0, correlation)
+
+
+def test_a_correlation_needs_an_error_for_each_call() -> None:
+    with pytest.raises(ValueError, match="correlation must come with a delta or scale for each call"):
+        NetworkError(0.1, 0.0, [[1.0]])

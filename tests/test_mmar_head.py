@@ -228,6 +228,28 @@ def test_products_of_any_layer_are_rounded_once(autocast: bool) -> None:
 
 
 @pytest.mark.usefixtures("without_instructions")
+def test_the_products_that_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name: each goes through the float32 product, a few rows and other dtypes do not."""
+    taken: list[int] = []
+    rounded = precision._rounded_once
+    monkeypatch.setattr(precision, "_rounded_once", lambda f, x, *rest: taken.append(x.numel()) or rounded(f, x, *rest))
+    x, square = (torch.randn(2, 32, 32, generator=draws(k)).bfloat16() for k in (3, 4))
+    image, kernel = x.view(2, 2, 16, 32), torch.randn(2, 2, 3, 3, generator=draws(5)).bfloat16()
+    with precision.bf16_products(torch.device("cpu")):
+        calls = (
+            *(lambda: functional.linear(x, square[0]), lambda: nn.Linear(32, 4).bfloat16()(x)),
+            *(lambda: x @ square, lambda: x.matmul(square), lambda: torch.matmul(x, square)),
+            *(lambda: torch.bmm(x, square), lambda: x.bmm(square)),
+            *(lambda: functional.conv2d(image, kernel), lambda: functional.conv_transpose2d(image, kernel)),
+        )
+        for count, call in enumerate(calls, start=1):
+            assert call().dtype is torch.bfloat16
+            assert len(taken) == count
+        _ = x.float() @ square.float()
+    assert len(taken) == len(calls)
+
+
+@pytest.mark.usefixtures("without_instructions")
 @pytest.mark.parametrize("transposed", [False, True])
 def test_convolutions_are_rounded_once(transposed: bool) -> None:
     layer = (torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d)(6, 4, 3, stride=2, padding=1)
@@ -246,10 +268,11 @@ def test_convolutions_are_rounded_once(transposed: bool) -> None:
 @pytest.mark.usefixtures("without_instructions")
 def test_what_is_no_bf16_product_is_left_alone() -> None:
     x, layer = torch.randn(20, 64, generator=draws(3)), torch.nn.Linear(64, 32)
-    wanted = layer(x)
+    wanted, half = layer(x), copy.deepcopy(layer).half()
+    in_half = half(x.half())
     with precision.bf16_products(torch.device("cpu")):
         assert torch.equal(layer(x), wanted)
-        assert torch.equal(layer.half()(x.half()), layer(x.half()))
+        assert torch.equal(half(x.half()), in_half)
         with torch.autocast("cpu", torch.float16):
             assert layer(x).dtype is torch.float16
         few = torch.nn.Linear(64, 32).bfloat16()

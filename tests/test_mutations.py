@@ -176,15 +176,39 @@ MUTATIONS = {
     ),
     "a memory that stays": Mutation(
         "solvers/step.py",
-        "if step.memory_u or step.memory_x else None\n    return total(terms), kept",
-        "if step.memory_u or step.memory_x else memory\n    return total(terms), kept",
+        "if step.memory_u or step.memory_x else None\n    change = total(terms)",
+        "if step.memory_u or step.memory_x else memory\n    change = total(terms)",
         "test_solvers.py::test_a_memory_lasts_one_step",
     ),
     "coefficients that are not rounded": Mutation(
         "solvers/step.py",
-        "    step = step.perturbed(to)\n",
-        "",
+        " if increments else step).perturbed(to)\n",
+        " if increments else step)\n",
         "test_solvers.py::test_emulated_bf16_arithmetic_is_that_of_torch[dpm-torch.float64]",
+    ),
+    "the 1 of an increment": Mutation(
+        "solvers/step.py",
+        "    step = (replace(step, gain_x=step.gain_x - 1.0) if increments",
+        "    step = (replace(step, gain_x=step.gain_x) if increments",
+        "test_solvers.py::test_increments_are_the_same_update_in_another_order[ddim]",
+    ),
+    "the memory of a traced coefficient": Mutation(
+        "prediction/trace.py",
+        "reads = [*plan.gain_m[1:].tolist(), 0.0]",
+        "reads = [*plan.gain_m[:-1].tolist(), 0.0]",
+        "test_budget.py::test_tracing_knows_what_rounded_coefficients_do[dpm-flow]",
+    ),
+    "the signs of traced coefficients": Mutation(
+        "prediction/known.py",
+        "float(np.sqrt(np.mean(by_call.sum(axis=0) ** 2)))",
+        "float(np.sqrt(np.mean(by_call**2, axis=1).sum()))",
+        "test_budget.py::test_coefficients_of_a_trained_like_network_add_with_their_signs",
+    ),
+    "how calls are aligned": Mutation(
+        "prediction/sources.py",
+        "error.correlation * _alignment(sizes)",
+        "error.correlation",
+        "test_calibration.py::test_correlated_errors_add_with_the_signs_of_their_gains",
     ),
     "the memory in a gain": Mutation(
         "prediction/sensitivity.py",

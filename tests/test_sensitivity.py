@@ -29,6 +29,7 @@ from diffparam import (
     RoundingError,
     Schedule,
     Sensitivity,
+    UnknownName,
     V,
     gaussian_sensitivity,
     moments_sensitivity,
@@ -345,6 +346,10 @@ def test_what_cannot_be_traced_is_refused() -> None:
         trace_sensitivity(lambda x, t: (x - x.detach()).sqrt(), plan, x)
     with pytest.raises(TypeError, match="floating-point"):
         trace_sensitivity(model, plan, torch.ones(2, 1, dtype=torch.int64))
+    with pytest.raises(TypeError, match="emulate_state must be an error model or None, got str"):
+        trace_sensitivity(model, plan, x, emulate_state="bf16")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="bf17"):
+        trace_sensitivity(model, plan, x, emulate_arithmetic="bf17")
 
 
 def test_a_plan_without_calls_and_what_is_no_plan_are_refused() -> None:

@@ -150,7 +150,7 @@ def predict_error(
 
     Raises:
         TypeError: If ``data`` or a format is of another kind.
-        ValueError: If a number is out of range or the plan has no calls.
+        ValueError: If a number is out of range, the plan has no calls, or ``increments`` comes without ``arithmetic``.
         NonFiniteError: If ``timestep`` or ``arithmetic`` cannot hold the plan's timesteps or coefficients.
         UnknownName: For a format that is not known.
     """
@@ -169,6 +169,8 @@ def predict_error(
         )
         flags += correlation_flags(plan, sizes, on_output) + grid_flags(plan, sizes, on_output) + heavy_tail_flags(sizes)
     rounds = None if arithmetic is None else RoundingError(arithmetic)
+    if increments and rounds is None:
+        raise ValueError("increments must come with arithmetic, the format that it is for, got None; add arithmetic='bfloat16'")
     if rounds is not None:
         fmt = parse_format(rounds.fmt)
         sources += [source(plan, sizes, fmt, increments) for source in (arithmetic_source, coefficient_source)]

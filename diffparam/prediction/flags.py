@@ -62,7 +62,8 @@ def correlation_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel) -> list
             "correlation",
             float(plan.timestep[slow[0]]),
             f"the output moves by less than a unit in the last place at {len(slow)} of {len(plan) - 1} steps, so its roundings "
-            "repeat or cancel; where the network is linear the prediction knows how, elsewhere it takes them as independent",
+            "repeat or cancel; where the network is linear, or rounding was emulated, the prediction knows how, elsewhere it "
+            "takes them as independent",
         )
     ]
 

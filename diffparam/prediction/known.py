@@ -25,8 +25,8 @@ def known_error(
 
     Args:
         plan: The run.
-        sizes: Of the run; where its network is neither linear nor traced, the calls and the parts of each are added in
-            quadrature, as are the parts of what a call puts into the state where it is not linear.
+        sizes: Of the run. Where its network is not linear, the parts of what a call puts into the state are added in
+            quadrature; where it was not traced either, so are the calls.
         change: What is added to each coefficient, arrays ``(calls,)`` or numbers.
         output_change: What is added to the network's K = u / x.
 

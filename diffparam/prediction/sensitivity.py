@@ -15,25 +15,10 @@ import numpy as np
 
 from diffparam._checks import check_number
 from diffparam.angle import sin_difference
-from diffparam.error_model import ErrorModel
 from diffparam.errors import NonFiniteError
+from diffparam.prediction.emulation import Emulation
 from diffparam.prediction.step import OutputMoments
 from diffparam.solvers.plan import Plan
-
-
-@dataclass(frozen=True, eq=False)
-class Emulation:
-    """An error model put on the values of a run, not on their sizes: right for any values and however errors correlate.
-
-    Attributes:
-        error: The error model.
-        final: Rms of the final sample for the error of each call, ``(calls,)``.
-        total: For all of them, added up with their signs, element by element.
-    """
-
-    error: ErrorModel
-    final: np.ndarray
-    total: float
 
 
 @dataclass(frozen=True, eq=False)

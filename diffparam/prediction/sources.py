@@ -16,9 +16,9 @@ from diffparam.errors import NonFiniteError
 from diffparam.guidance import guidance_error_gain
 from diffparam.network_error import NetworkError
 from diffparam.prediction.correlation import correlated_energy, sawtooth_correlation
+from diffparam.prediction.emulation import Emulation
 from diffparam.prediction.known import known_error
 from diffparam.prediction.sensitivity import (
-    Emulation,
     Sensitivity,
     gaussian_output_per_input,
     memory_gain,
@@ -76,11 +76,11 @@ def output_source(plan: Plan, sizes: Sensitivity, error: ErrorModel, guidance: f
     rms = np.sqrt(random * spread**2 + factor**2 * sizes.output_sq)
     final = rms * gain
     predicted = root_sum_square(np.sqrt(random) * spread * gain)
-    if factor:
+    if (emulated := _emulated(sizes, "output", error)) is not None:
+        final, predicted = emulated.final * spread, emulated.total * spread
+    elif factor:
         change = StepCoefficients(factor * plan.gain_u, 0.0, memory_u=factor * plan.memory_u)
         predicted = math.hypot(predicted, known_error(plan, sizes, change)[2])
-    elif (emulated := _emulated(sizes, "output", error)) is not None:
-        final, predicted = emulated.final * spread, emulated.total * spread
     elif isinstance(error, NetworkError) and error.correlation is not None:
         predicted = math.sqrt(max(float(final @ (error.correlation * _alignment(sizes)) @ final), 0.0))
     elif isinstance(error, RoundingError) and error.mode == "nearest" and sizes.output_amplitude is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,23 +22,19 @@ from torch import Tensor
 
 from diffparam._checks import check_count, check_finite, check_sample
 from diffparam.error_model import ErrorModel, RoundingError
-from diffparam.prediction.sensitivity import Emulation, Sensitivity, require_calls
-from diffparam.rounding import FloatFormat, parse_format
+from diffparam.prediction.emulation import (
+    Emulation,
+    Gradients,
+    TracedCall,
+    emulate_output,
+    emulate_states,
+    emulate_updates,
+)
+from diffparam.prediction.sensitivity import Sensitivity, require_calls
+from diffparam.rounding import FloatFormat
 from diffparam.solvers.loop import Model, timestep_tensor
 from diffparam.solvers.plan import Plan
-from diffparam.solvers.step import advance, advance_rounded
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What a call of the run saw, ``(batch, *event)`` each, and where its errors would enter."""
-
-    u: Tensor
-    before: Tensor
-    memory: Tensor | None
-    noise: Tensor | None
-    after: Tensor
-    bumps: tuple[Tensor, Tensor]
+from diffparam.solvers.step import advance
 
 
 def trace_sensitivity(
@@ -67,20 +62,26 @@ def trace_sensitivity(
             no law of significands describes them.
         emulate_arithmetic: Format of the update's products and sums, to be rounded as they come, with increments and without:
             exact where a state moves so little at a step that successive roundings repeat each other.
-        emulate_state: Likewise for the state that is stored.
+        emulate_state: Likewise for the state that is stored. All three take the elements of a sample to err independently of
+            each other (:mod:`diffparam.prediction.emulation`).
         probes: Directions zeta for each sample.
 
     Raises:
-        TypeError: If ``plan`` or ``x_init`` is of another kind.
+        TypeError: If ``plan``, ``x_init`` or an error model is of another kind.
         ValueError: If the model cannot be differentiated or returns another shape, or the plan has no calls.
         NonFiniteError: If the run is not finite.
+        UnknownName: For a format that is not known.
     """
     require_calls(plan)
     x = check_sample(x_init, "x_init").detach().double()
     check_finite(x, "x_init", "draw it with torch.randn")
     probes = check_count(probes, "probes", low=1)
+    for name, error in (("emulate", emulate), ("emulate_state", emulate_state)):
+        if error is not None and not isinstance(error, ErrorModel):
+            raise TypeError(f"{name} must be an error model or None, got {type(error).__name__}; RoundingError(format) is one")
+    rounding = None if emulate_arithmetic is None else RoundingError(emulate_arithmetic)
     memory: Tensor | None = None
-    calls: list[_Call] = []
+    calls: list[TracedCall] = []
     with torch.enable_grad():
         for step in plan.steps():
             bumps = (torch.zeros_like(x, requires_grad=True), torch.zeros_like(x, requires_grad=True))
@@ -90,7 +91,7 @@ def trace_sensitivity(
             x, memory = advance(step.coefficients, u, x, memory, noise=noise)
             x = x + bumps[1]
             kept = None if read is None else read.detach()
-            calls.append(_Call(u.detach(), before.detach(), kept, noise, x.detach(), bumps))
+            calls.append(TracedCall(u.detach(), before.detach(), kept, noise, x.detach(), bumps))
         check_finite(x, "the final sample", "run diffparam.sample with record=Trajectory() to see at which timestep it began")
         everywhere = [bump for call in calls for bump in call.bumps]
         passes = [
@@ -98,28 +99,17 @@ def trace_sensitivity(
             for left in reversed(range(probes))
         ]
     stacked = [torch.stack([found[i] for found in passes]) for i in range(len(everywhere))]  # (P, B, *event) each
-    gains = _Gains(stacked[0::2], stacked[1::2], _by_memory(plan, stacked[1::2]))
+    gradients = Gradients(stacked[0::2], stacked[1::2], _by_memory(plan, stacked[1::2]))
     emulated: dict[str, Emulation] = {}
     if emulate is not None:
-        errors = [emulate.apply(call.u, generator) - call.u for call in calls]
-        emulated["output"] = _emulation(emulate, [g * e for g, e in zip(gains.by_output, errors, strict=True)])
-    if emulate_arithmetic is not None:
-        rounding = RoundingError(emulate_arithmetic)
+        emulated["output"] = emulate_output(calls, gradients, emulate, generator)
+    if rounding is not None:
         for name in ("arithmetic", "increments"):
-            moved = _rounded_updates(plan, calls, gains, rounding, generator, increments=name == "increments")
-            emulated[name] = _emulation(rounding, moved)
+            found = emulate_updates(plan, calls, gradients, rounding, generator, increments=name == "increments")
+            emulated[name] = found
     if emulate_state is not None:
-        emulated["state"] = _emulation(emulate_state, _stored_states(plan, calls, gains, emulate_state, generator))
-    return _sensitivity(plan, calls, gains, emulated)
-
-
-@dataclass(frozen=True, eq=False)
-class _Gains:
-    """Gradients of the final sample by each output, by each state and each memory after an update, ``(P, B, *event)`` each."""
-
-    by_output: Sequence[Tensor]
-    by_state: Sequence[Tensor]
-    by_memory: Sequence[Tensor]
+        emulated["state"] = emulate_states(plan, calls, gradients, emulate_state, generator)
+    return _sensitivity(plan, calls, gradients, emulated)
 
 
 def _by_memory(plan: Plan, by_state: Sequence[Tensor]) -> list[Tensor]:
@@ -128,8 +118,10 @@ def _by_memory(plan: Plan, by_state: Sequence[Tensor]) -> list[Tensor]:
     return [c * g for c, g in zip(reads, [*by_state[1:], by_state[-1]], strict=True)]
 
 
-def _sensitivity(plan: Plan, calls: Sequence[_Call], gains: _Gains, emulated: Mapping[str, Emulation]) -> Sensitivity:
-    relative = [g * call.u for g, call in zip(gains.by_output, calls, strict=True)]
+def _sensitivity(
+    plan: Plan, calls: Sequence[TracedCall], gradients: Gradients, emulated: Mapping[str, Emulation]
+) -> Sensitivity:
+    relative = [g * call.u for g, call in zip(gradients.by_output, calls, strict=True)]
     state_sq = np.array([_mean_square(call.after) for call in calls])
     return Sensitivity(
         output_sq=np.array([_mean_square(call.u) for call in calls]),
@@ -138,87 +130,28 @@ def _sensitivity(plan: Plan, calls: Sequence[_Call], gains: _Gains, emulated: Ma
         state_sq=state_sq,
         change_sq=np.array([_mean_square(call.after - call.before) for call in calls]),
         output_change_sq=np.array([math.inf, *(_mean_square(b.u - a.u) for a, b in pairwise(calls))]),
-        output_gain=_rms(gains.by_output),
-        state_gain=_rms(gains.by_state),
+        output_gain=_rms(gradients.by_output),
+        state_gain=_rms(gradients.by_state),
         relative_gain=_rms(relative),
-        state_relative_gain=_rms([g * call.after for g, call in zip(gains.by_state, calls, strict=True)]),
+        state_relative_gain=_rms([g * call.after for g, call in zip(gradients.by_state, calls, strict=True)]),
         final_sq=float(state_sq[-1]),
         input_memory=np.array([0.0 if c.memory is None else (c.before * c.memory).mean().item() for c in calls]),
         emulated=emulated,
         effective_samples=_effective(torch.stack([r.square().mean(0).flatten(1).sum(1) for r in relative]).sum(0)),
-        output_alignment=_alignment(gains.by_output),
-        coefficient_response=_coefficient_response(plan, calls, gains),
+        output_alignment=_alignment(gradients.by_output),
+        coefficient_response=_coefficient_response(plan, calls, gradients),
     )
 
 
-# -- errors of the very values ------------------------------------------------------------------------------------------
-
-
-def _emulation(error: ErrorModel, moved: Sequence[Tensor]) -> Emulation:
-    """Of what the error of each call does to the final sample, times zeta, element by element."""
-    return Emulation(error, _rms(moved), _mean_square(torch.stack(list(moved)).sum(0)) ** 0.5)
-
-
-def _rounded_updates(
-    plan: Plan,
-    calls: Sequence[_Call],
-    gains: _Gains,
-    rounding: RoundingError,
-    generator: torch.Generator | None,
-    *,
-    increments: bool,
-) -> list[Tensor]:
-    """Each update as the arithmetic does it, less the exact one with the same (rounded) coefficients, from rounded values."""
-    moved, fmt = [], parse_format(rounding.fmt)
-    for k, (step, call) in enumerate(zip(plan.steps(), calls, strict=True)):
-        before, memory = _stored(call, k, rounding, generator)
-        coefficients = step.coefficients.perturbed(rounding)
-        if increments:
-            near = replace(step.coefficients, gain_x=step.coefficients.gain_x - 1.0).perturbed(rounding)
-            coefficients = replace(near, gain_x=1.0 + near.gain_x)
-        exact, kept = advance(coefficients, call.u, before, memory, noise=call.noise)
-        rounded, rounded_kept = advance_rounded(
-            coefficients, call.u, before, memory, fmt, increments=increments, noise=call.noise
-        )
-        total = gains.by_state[k] * (rounded - exact)
-        if kept is not None and rounded_kept is not None:
-            total = total + gains.by_memory[k] * (rounded_kept - kept)
-        moved.append(total)
-    return moved
-
-
-def _stored_states(
-    plan: Plan, calls: Sequence[_Call], gains: _Gains, error: ErrorModel, generator: torch.Generator | None
-) -> list[Tensor]:
-    """Each new state as it is stored, less what was to be stored, from a stored state."""
-    moved = []
-    for k, (step, call) in enumerate(zip(plan.steps(), calls, strict=True)):
-        before = call.before if k == 0 else error.apply(call.before, generator)  # the first state is the caller's
-        after, _ = advance(step.coefficients, call.u, before, call.memory, noise=call.noise)
-        moved.append(gains.by_state[k] * (error.apply(after, generator) - after))
-    return moved
-
-
-def _stored(
-    call: _Call, index: int, rounding: RoundingError, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor | None]:
-    """State and memory as the update before has left them."""
-    before = call.before if index == 0 else rounding.apply(call.before, generator)
-    return before, None if call.memory is None else rounding.apply(call.memory, generator)
-
-
-# -- errors that are known ----------------------------------------------------------------------------------------------
-
-
-def _coefficient_response(plan: Plan, calls: Sequence[_Call], gains: _Gains) -> dict[str, np.ndarray]:
+def _coefficient_response(plan: Plan, calls: Sequence[TracedCall], gradients: Gradients) -> dict[str, np.ndarray]:
     """What each coefficient multiplies, projected on the gradient by what it is added to; only of those that are not all 0."""
     factors: dict[str, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {
-        "gain_u": (gains.by_state, [call.u for call in calls]),
-        "gain_x": (gains.by_state, [call.before for call in calls]),
-        "gain_m": (gains.by_state, [call.memory for call in calls]),
-        "noise": (gains.by_state, [call.noise for call in calls]),
-        "memory_u": (gains.by_memory, [call.u for call in calls]),
-        "memory_x": (gains.by_memory, [call.before for call in calls]),
+        "gain_u": (gradients.by_state, [call.u for call in calls]),
+        "gain_x": (gradients.by_state, [call.before for call in calls]),
+        "gain_m": (gradients.by_state, [call.memory for call in calls]),
+        "noise": (gradients.by_state, [call.noise for call in calls]),
+        "memory_u": (gradients.by_memory, [call.u for call in calls]),
+        "memory_x": (gradients.by_memory, [call.before for call in calls]),
     }
     return {
         name: np.stack([_project(g, value) for g, value in zip(gradients, values, strict=True)])
@@ -236,7 +169,10 @@ def _project(gradient: Tensor, value: Tensor | None) -> np.ndarray:
 
 
 def _alignment(gradients: Sequence[Tensor]) -> np.ndarray:
-    """Cosines between the gradients of the calls; a call without a gradient is aligned with itself alone."""
+    """Cosines between the gradients of the calls; a call without a gradient is aligned with itself alone.
+
+    For errors whose elements are independent of each other and of the gradients.
+    """
     rows = torch.stack([g.flatten() for g in gradients])
     gram = (rows @ rows.T).cpu().numpy()
     length = np.sqrt(np.diag(gram))

@@ -103,7 +103,7 @@ def sample(
             _note(record, step, x, u)
         coefficients = step.coefficients
         if coefficient_error is not None:
-            coefficients = coefficients.perturbed(coefficient_error, generator)
+            coefficients = coefficients.perturbed(coefficient_error, generator, increments=increments)
         z = noise(x) if noise is not None and coefficients.is_stochastic else None
         if z is not None:
             check_pair(z, x, ("noise", "x"))

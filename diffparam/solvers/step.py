@@ -27,8 +27,16 @@ class StepCoefficients:
     memory_u: Any = 0.0
     memory_x: Any = 0.0
 
-    def perturbed(self, error: ErrorModel, generator: torch.Generator | None = None) -> StepCoefficients:
-        """The same step with an error in each coefficient; what is zero stays zero."""
+    def perturbed(
+        self, error: ErrorModel, generator: torch.Generator | None = None, *, increments: bool = False
+    ) -> StepCoefficients:
+        """The same step with an error in each coefficient; what is zero stays zero.
+
+        With ``increments`` the error of ``gain_x`` is that of ``gain_x - 1``, which is what such an update multiplies by.
+        """
+        if increments:
+            change = replace(self, gain_x=self.gain_x - 1.0).perturbed(error, generator)
+            return replace(change, gain_x=change.gain_x + 1.0)
         device = "cpu" if generator is None else generator.device
 
         def apply(value: Any) -> Any:
