@@ -47,14 +47,14 @@ def image_order() -> str:
     if not exists(record):
         return _missing(record)
     rows = []
-    seeds = len(read_record(record)["config"]["seeds"])
     for way, one in results_of(record)["ways"].items():
+        seeds = one["seeds"]
         cells = [percent(one["reading"], seeds), percent(one["recognised"], seeds)]
         cells += [number(one["frechet"], seeds), number(one["recall"], seeds)]
-        rows.append([IMAGE_ORDERS[way], *cells])
+        rows.append([IMAGE_ORDERS[way], str(seeds), *cells])
     real = results_of(record)["reference"]
-    rows.append(["real scans", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", f"{real['recall']:.3g}"])
-    return table(["training, order of drawing", "read", "recognised", "Frechet", "recall"], rows)
+    rows.append(["real scans", "", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", f"{real['recall']:.3g}"])
+    return table(["training, order of drawing", "seeds", "read", "recognised", "Frechet", "recall"], rows)
 
 
 def speed_quality() -> str:
@@ -127,7 +127,7 @@ def _arms(record: str) -> str:
             cells += ["", ""] if drawing is None else [percent(drawing["recognised"], seeds), number(drawing["frechet"], seeds)]
         rows.append([ARMS[name].label, *cells])
     real = found["reference"]
-    rows.append(["real scans", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
+    rows.append(["real scans", "", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
     start = f"from t = {found['safe_start']:g}" if "safe_start" in found else "from a safe t"
     return table(["arm", "read", "drawn, from t = 999", "Frechet", start, "Frechet"], rows)
 
