@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -48,12 +49,12 @@ def native_bf16_matmul() -> bool:
 
 
 def bf16_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, bf16 products of any layer are computed as fast as ``device`` can: on a CPU without bf16 instructions
-    :class:`Float32Products`, else as they are.
+    """Within it, bf16 products of any layer are computed as fast as ``device`` can: on a CPU without bf16 instructions, and if
+    the environment has ``MMAR_FLOAT32_PRODUCTS=1``, by :class:`Float32Products`, else as they are.
 
     Around a forward pass; around the backward pass too where activations are computed again in it.
     """
-    if device.type == "cpu" and not native_bf16_matmul():
+    if device.type == "cpu" and os.environ.get("MMAR_FLOAT32_PRODUCTS") == "1" and not native_bf16_matmul():
         return Float32Products()
     return contextlib.nullcontext()
 
@@ -87,7 +88,11 @@ class Float32Products(TorchFunctionMode):
             tensors = [y is None or isinstance(y, Tensor) for y in args]  # a convolution's stride and the like come after them
             count = tensors.index(False) if False in tensors else len(args)
             x, *rest = _as_autocast(args[:count])
-            if x is not None and all(_is_bf16_on_cpu(y) for y in (x, *rest) if y is not None):
+            if (
+                x is not None
+                and x.numel() >= _FEW_ROWS * x.shape[-1]
+                and all(_is_bf16_on_cpu(y) for y in (x, *rest) if y is not None)
+            ):
                 return _rounded_once(lambda *operands: func(*operands, *args[count:]), x, *rest)
         return func(*args, **options)
 
@@ -114,11 +119,9 @@ def _as_autocast(operands: Sequence[Tensor | None]) -> list[Tensor | None]:
 def _rounded_once(product: Callable[..., Tensor], x: Tensor, *rest: Tensor | None) -> Tensor:
     """What bf16 hardware computes: exact products of bf16 numbers, a float32 sum, one rounding at the end.
 
-    Gradients likewise. The matrices must be on a CPU; of a few rows torch's own product, which rounds alike.
+    Gradients likewise. The matrices must be on a CPU.
     """
     with torch.autocast("cpu", enabled=False):
-        if x.numel() < _FEW_ROWS * x.shape[-1]:
-            return product(x, *rest)
         return product(x.float(), *(None if y is None else y.float() for y in rest)).to(x.dtype)
 
 

@@ -198,7 +198,8 @@ def test_the_layer_takes_either_road_and_casts_its_weights(native: bool, monkeyp
 
 @pytest.fixture
 def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that has no bf16 instructions."""
+    """As on a CPU that has no bf16 instructions, where float32 products are asked for."""
+    monkeypatch.setenv("MMAR_FLOAT32_PRODUCTS", "1")
     monkeypatch.setattr(precision, "native_bf16_matmul", lambda: False)
 
 
