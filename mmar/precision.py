@@ -1,9 +1,9 @@
 """Which dtype a layer computes in, and bf16 on a CPU that has no instructions for it.
 
 bf16 forward with float32 master weights is ``layer(x.bfloat16())`` on a float32 module; pure bf16 is ``module.bfloat16()``.
-On a CPU without bf16 instructions torch multiplies bf16 matrices six to ten times slower than float32 ones, so there products
-and convolutions are computed in float32 and rounded once: what the instructions compute, up to the order of a sum. Copies of
-the operands in float32 are held for the backward pass.
+On a CPU without bf16 instructions torch multiplies bf16 matrices six to ten times slower than float32 ones. There
+:class:`Linear` computes in float32 and rounds once: what the instructions compute, up to the order of a sum. So do all products
+and convolutions with ``MMAR_FLOAT32_PRODUCTS=1`` in the environment. Float32 copies are held for the backward pass.
 """
 
 from __future__ import annotations

@@ -105,8 +105,7 @@ def trace_sensitivity(
         emulated["output"] = emulate_output(calls, gradients, emulate, generator)
     if rounding is not None:
         for name in ("arithmetic", "increments"):
-            found = emulate_updates(plan, calls, gradients, rounding, generator, increments=name == "increments")
-            emulated[name] = found
+            emulated[name] = emulate_updates(plan, calls, gradients, rounding, generator, increments=name == "increments")
     if emulate_state is not None:
         emulated["state"] = emulate_states(plan, calls, gradients, emulate_state, generator)
     return _sensitivity(plan, calls, gradients, emulated)
@@ -154,8 +153,8 @@ def _coefficient_response(plan: Plan, calls: Sequence[TracedCall], gradients: Gr
         "memory_x": (gradients.by_memory, [call.before for call in calls]),
     }
     return {
-        name: np.stack([_project(g, value) for g, value in zip(gradients, values, strict=True)])
-        for name, (gradients, values) in factors.items()
+        name: np.stack([_project(g, value) for g, value in zip(by, values, strict=True)])
+        for name, (by, values) in factors.items()
         if getattr(plan, name).any()
     }
 
