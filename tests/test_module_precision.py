@@ -20,14 +20,14 @@ from diffparam.module_precision import BorrowedModule
 
 
 class Everything(nn.Module):
-    """All that could be left behind: tied and frozen weights, buffers that change, caches, random numbers, an LSTM's list."""
+    """All that could be left behind: tied and frozen weights, buffers that change, caches, random numbers, a GRU's list."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
         self.second.weight = self.first.weight
         self.second.bias.requires_grad_(False)
-        self.norm, self.lstm = nn.BatchNorm1d(4), nn.LSTM(4, 4, batch_first=True)
+        self.norm, self.gru = nn.BatchNorm1d(4), nn.GRU(4, 4, batch_first=True)  # bf16 LSTMs are not on every CPU
         self.narrow = nn.Parameter(torch.ones(4, dtype=torch.float16))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("replaced", torch.ones(4))
@@ -43,7 +43,7 @@ class Everything(nn.Module):
         h = functional.dropout(self.norm(self.first(x)), 0.5, training=True)
         h = self.second(h) * self.narrow.to(x.dtype) * self.replaced
         self.interrupt(int(t[0]))
-        return self.lstm(h[:, None])[0][:, 0]
+        return self.gru(h[:, None])[0][:, 0]
 
 
 def everything() -> Everything:
@@ -75,7 +75,7 @@ def snapshot(net: nn.Module) -> list[Any]:
             hooks,
         ]
         out.append(tensor.detach().clone().view(torch.uint8).tolist() if tensor.ndim else tensor.item())
-    out += [[id(w) for w in net.lstm._flat_weights], id(net.cache)]
+    out += [[id(w) for w in net.gru._flat_weights], id(net.cache)]
     return out
 
 

@@ -19,7 +19,8 @@ def test_it_is_the_network_and_deterministic() -> None:
     tokens = tokenizer.encode(photos)
     assert tokens.equal(z.flatten(2).mT)
     assert tokenizer.encode(photos, sample=True, generator=torch.Generator().manual_seed(0)).equal(tokens)
-    assert tokenizer.decode(tokens).equal(tokenizer.network.decode(z).sample.detach())
+    with torch.no_grad():  # some processors choose another convolution where gradients are kept
+        assert tokenizer.decode(tokens).equal(tokenizer.network.decode(z.contiguous()).sample)
 
 
 def test_batch_norms_do_not_learn_from_what_is_decoded() -> None:
