@@ -16,8 +16,38 @@ from mmar.training.config import load_config
 from mmar.training.loop import FINAL, train
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-CODES = 256
-"""Entries of the codebook of ``vq-digits``."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the images show, and the files that go with it.
+
+    Attributes:
+        stages: Names of configurations: of the language model, and of both stages.
+        continuous: Folder in ``experiments/weights`` of the autoencoder.
+        discrete: The same architecture with a codebook.
+        codes: Entries of that codebook.
+        image: Fields of ``image_config`` for the one and the other.
+        patch_size: Latents of ``continuous`` on a side of one token.
+    """
+
+    stages: tuple[str, str, str]
+    continuous: str
+    discrete: str
+    codes: int
+    image: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+    patch_size: int = 1
+
+
+_PIXELS = {"image_size": 32}
+SUBJECTS = {
+    "digits": Subject(("digits-text", "digits-stage1", "digits"), "kl-digits", "vq-digits", 256),
+    "objects": Subject(
+        ("objects-text", "objects-stage1", "objects"), "kl-scenes", "vq-scenes", 1024,
+        image=({**_PIXELS, "grid": 4, "channels": 32}, {**_PIXELS, "grid": 8, "channels": 8}), patch_size=2,
+    ),
+}  # fmt: skip
+"""Digit scans, and drawn scenes of one object; codes cannot be packed, so of these there are four times as many a scene."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +63,7 @@ class Recipe:
         text_seed: Of the language model; the arms have seeds of their own.
         words: ``key=value`` words for every stage.
         rate: Factor of every stage's learning rate.
+        subject: Key of :data:`SUBJECTS`.
     """
 
     preset: str = "mmar-digits"
@@ -43,10 +74,12 @@ class Recipe:
     text_seed: int = 0
     words: tuple[str, ...] = ()
     rate: float = 1.0
+    subject: str = "digits"
 
     def identity(self) -> dict[str, Any]:
-        """What a run depends on; a rate of 1 is left out, so that runs from before there was one are found."""
-        return {name: value for name, value in asdict(self).items() if name != "rate" or value != 1}
+        """What a run depends on; fields that came later are left out where they change nothing: older runs are found."""
+        usual = {"rate": 1.0, "subject": "digits"}
+        return {name: value for name, value in asdict(self).items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,7 @@ class Runs:
             "seed": recipe.text_seed,
             "words": recipe.words,
             **({"rate": recipe.rate} if recipe.rate != 1 else {}),
+            **({"subject": recipe.subject} if recipe.subject != "digits" else {}),
         }
         return self._folder("language", part)
 
@@ -95,7 +129,7 @@ class Runs:
             f"optimizer.decay={max(1, steps // 2)}",
             f"seed={self.recipe.text_seed}",
         )
-        return self._train("digits-text", self.language_folder, words)
+        return self._train(SUBJECTS[self.recipe.subject].stages[0], self.language_folder, words)
 
     def train(self, arm: Arm, seed: int) -> Iterator[tuple[str, Path]]:
         """Both stages of an arm.
@@ -111,14 +145,16 @@ class Runs:
             KeyboardInterrupt: If a signal ended the training; what is done is kept.
         """
         recipe, output, text = self.recipe, self.arm_folder(arm, seed), self.language_model()
+        subject = SUBJECTS[recipe.subject]
+        _, first, second = subject.stages
         shared = (f"seed={seed}", f"precision={arm.precision}", "saving.samples_every=0")
         language = (f"model.language_model={text}", f"tokenizers.text={text}")
-        start = (f"model.preset={recipe.preset}", *language, *_image_words(arm), *arm.options)
-        self._train("digits-stage1", output / "stage1", (*shared, *start, f"steps={recipe.stage1_steps}"))
+        start = (f"model.preset={recipe.preset}", *language, *_image_words(arm, subject), *arm.options)
+        self._train(first, output / "stage1", (*shared, *start, f"steps={recipe.stage1_steps}"))
         yield "stage1", output / "stage1"
         decay = f"optimizer.decay={max(1, recipe.stage2_steps // 3)}"
         checkpoint = f"model.checkpoint={output / 'stage1' / FINAL}"
-        self._train("digits", output / "stage2", (*shared, checkpoint, f"steps={recipe.stage2_steps}", decay, *arm.stage2))
+        self._train(second, output / "stage2", (*shared, checkpoint, f"steps={recipe.stage2_steps}", decay, *arm.stage2))
         yield "stage2", output / "stage2"
 
     def _train(self, name: str, output: Path, words: tuple[str, ...]) -> Path:
@@ -135,15 +171,17 @@ class Runs:
         return self.folder / f"{name}-{digest}"
 
 
-def _image_words(arm: Arm) -> tuple[str, ...]:
+def _image_words(arm: Arm, subject: Subject) -> tuple[str, ...]:
     """The baseline and its image tokenizer: the same autoencoder, with and without a codebook."""
     baseline = BASELINES[arm.baseline]
     if arm.image_tokenizer == "":
         return _words("model.options", baseline.options)
-    name = arm.image_tokenizer or ("vq-digits" if baseline.needs_codes else "kl-digits")
-    image: dict[str, Any] = {"tokenizer": name, **({"codebook_size": CODES} if baseline.needs_codes else {})}
+    has_codes = baseline.needs_codes
+    name = arm.image_tokenizer or (subject.discrete if has_codes else subject.continuous)
+    image = {"tokenizer": name, **subject.image[has_codes], **({"codebook_size": subject.codes} if has_codes else {})}
     words = _words("model.options", {"image_config": image, **baseline.options})
-    return (*words, f"tokenizers.image={WEIGHTS / name}")
+    packed = () if subject.patch_size == 1 else (f"tokenizers.image_patch_size={1 if has_codes else subject.patch_size}",)
+    return (*words, f"tokenizers.image={WEIGHTS / name}", *packed)
 
 
 def _words(prefix: str, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -106,7 +106,22 @@ def trained(runs: Runs, arm: Arm, seed: int, tick: Callable[[int], None]) -> dic
     return stages
 
 
-def measure_arm(config: Study, arm: Arm, seed: int, tick: Callable[[int], None]) -> tuple[dict[str, Any], MMARPipeline]:
+def measure_digits(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[str, Any]:
+    """Questions about test scans; digits drawn in every way that the model can."""
+    judge, drawing = DigitJudge(), {}
+    for way, settings in ways_of(pipeline, amount.head_steps).items():
+        pictures, wanted, seconds = draw_digits(pipeline, settings, amount.drawn, seed=seed)
+        drawing[way] = {**judge.judge(pictures, wanted), "seconds": seconds, "settings": settings.to_dict()}
+    return {"reading": read_digits(pipeline, amount.asked), "drawing": drawing}
+
+
+def measure_arm(
+    config: Study,
+    arm: Arm,
+    seed: int,
+    tick: Callable[[int], None],
+    measure: Callable[[MMARPipeline, Amount, int], dict[str, Any]] = measure_digits,
+) -> tuple[dict[str, Any], MMARPipeline]:
     """Train an arm, ask and draw; what was found, and the model.
 
     What was found is kept with the arm, for other experiments that measure it as much.
@@ -117,15 +132,10 @@ def measure_arm(config: Study, arm: Arm, seed: int, tick: Callable[[int], None])
     kept = config.runs.arm_folder(arm, seed) / f"measured-{amount}.json"
     if kept.exists():
         return json.loads(kept.read_text()), pipeline
-    judge, drawing = DigitJudge(), {}
-    for way, settings in ways_of(pipeline, config.amount.head_steps).items():
-        pictures, wanted, seconds = draw_digits(pipeline, settings, config.amount.drawn, seed=seed)
-        drawing[way] = {**judge.judge(pictures, wanted), "seconds": seconds, "settings": settings.to_dict()}
     found = {
         "parameters": sum(p.numel() for p in pipeline.model.parameters() if p.requires_grad),
         "training_s": sum(stage_summary(path / "log.jsonl")["training_s"] for path in stages.values()),
-        "reading": read_digits(pipeline, config.amount.asked),
-        "drawing": drawing,
+        **measure(pipeline, config.amount, seed),
     }
     write_json(found, kept)
     return found, pipeline

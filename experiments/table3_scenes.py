@@ -1,0 +1,104 @@
+r"""Table 3 of the paper in small, on drawn scenes: v, epsilon, VQ and transfusion-like at equal budget.
+
+One object in each scene, in colour, 32 x 32 pixels: where it lies, what it is, what colour it has. All arms share a frozen
+language model, the data, the steps and one autoencoder architecture, and learn to see and to draw from nothing. MMAR and the
+transfusion-like models have 16 tokens of four latents, VQ has 64 codes. Scenes with pairs of colour and shape that training
+never meets are asked about too; what the autoencoder alone makes of test scenes stands beside what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.command import run_command
+from experiments.head_study.tables import number
+from experiments.paper_study.arms import ARMS
+from experiments.paper_study.measure import Amount
+from experiments.paper_study.objects import ATTRIBUTES, FAMILIES, measure_objects, over_seeds_of_objects, references
+from experiments.paper_study.study import (
+    GPU,
+    QUICK,
+    TINY,
+    UNITS,
+    Study,
+    arm_keys,
+    measure_arm,
+    parse_key,
+    percent,
+    run_study,
+    trained,
+)
+from experiments.paper_study.runs import Recipe
+from mmar.data.scenes import CHANCE
+from mmar.pipeline import MMARPipeline
+from mmar.training.loop import FINAL
+
+
+@dataclass(frozen=True)
+class Config(Study):
+    """One preset.
+
+    Attributes:
+        arms: Names.
+    """
+
+    arms: tuple[str, ...] = ("v_mixed", "eps_mixed", "vq", "transfusion", "transfusion_vit")
+
+
+OBJECTS = Recipe(subject="objects")
+PRESETS = {
+    "smoke": Config((0,), replace(TINY, subject="objects"), Amount(2, 2, 2), arms=("v_mixed", "vq", "transfusion"), workers=0),
+    "quick": Config((0,), replace(QUICK, subject="objects"), Amount(100, 50, 25), arms=("v_mixed", "eps_mixed")),
+    "cpu": Config((0,), OBJECTS, Amount(400, 200)),  # further seeds are trained beside this one
+    "gpu": Config(recipe=replace(GPU, subject="objects"), amount=Amount(1000, 1000), workers=0, device="cuda"),
+}
+
+
+def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
+    """One arm with one seed."""
+    arm, seed = parse_key(key)
+    found, _ = measure_arm(config, arm, seed, tick, measure_objects)
+    tick(1)
+    return found
+
+
+def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
+    """All arms and seeds."""
+    jobs = run_study(job, config, arm_keys(config.arms, config.seeds), units=UNITS, folder=folder, resume=resume)
+    stage2 = trained(config.runs, ARMS[config.arms[0]], config.seeds[0], lambda _: None)["stage2"]
+    first = MMARPipeline.from_pretrained(stage2 / FINAL, device=config.device)
+    return {
+        "chance": {**{family: CHANCE[family] for family in FAMILIES}, "mean": sum(CHANCE[f] for f in FAMILIES) / len(FAMILIES)},
+        "references": references(config.amount, first),
+        "arms": {name: over_seeds_of_objects([jobs[f"{name}-seed{seed}"] for seed in config.seeds]) for name in config.arms},
+    }
+
+
+def show(record: dict[str, Any]) -> str:
+    """What is read, of test scenes and of pairs never met; what is drawn."""
+    found, seeds = record["results"], len(record["config"]["seeds"])
+    lines = [f"{'read, test scenes':34}" + "".join(f"{column:>12}" for column in (*FAMILIES, "mean", "held out"))]
+    for name, one in found["arms"].items():
+        cells = [*(one["reading"]["test"][column] for column in (*FAMILIES, "mean")), one["reading"]["held_out"]["mean"]]
+        lines.append(f"{ARMS[name].label:34}" + "".join(f"{percent(cell, seeds):>12}" for cell in cells))
+    lines.append(f"{'chance':34}" + "".join(f"{found['chance'][column]:12.1%}" for column in (*FAMILIES, "mean")))
+    lines += ["", f"{'drawn, from t = 999':34}" + "".join(f"{column:>12}" for column in (*ATTRIBUTES, "Frechet"))]
+    for name, one in found["arms"].items():
+        last = one["drawing"]["last"]
+        cells = [*(percent(last[column], seeds) for column in ATTRIBUTES), number(last["frechet"], seeds)]
+        lines.append(f"{ARMS[name].label:34}" + "".join(f"{cell:>12}" for cell in cells))
+    for name, one in found["references"].items():
+        frechet = "-" if one.get("frechet") is None else f"{one['frechet']:.3g}"
+        lines.append(f"{name:34}" + "".join(f"{one[column]:12.1%}" for column in ATTRIBUTES) + f"{frechet:>12}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    run_command("table3_scenes", (__doc__ or "").splitlines()[0], PRESETS, run, show)
+
+
+if __name__ == "__main__":
+    main()
