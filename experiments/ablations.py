@@ -52,7 +52,7 @@ PRESETS = {
 
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One arm with one seed."""
-    found, _ = measure_arm(config, *parse_key(key), tick)
+    found = measure_arm(config, *parse_key(key), tick)
     tick(1)
     return found
 

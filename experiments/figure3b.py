@@ -20,11 +20,10 @@ from experiments.head_study.decompose import over_seeds
 from experiments.head_study.tables import number
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, masked_tokens
-from experiments.paper_study.study import GPU, QUICK, TINY, Study, percent, reference, run_study, trained
+from experiments.paper_study.study import GPU, QUICK, TINY, Study, load_arm, percent, reference, run_study
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.image_head import DiffusionTokenHead
 from mmar.pipeline import MMARPipeline
-from mmar.training.loop import FINAL
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ PRESETS = {
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """MMAR after one length of stage 1, with one seed: drawn with every scale; its roundings."""
     length, seed = (int(word) for word in key.removeprefix("stage1-").split("-seed"))
-    runs = replace(config, recipe=replace(config.recipe, stage1_steps=length)).runs
-    stage2 = trained(runs, ARMS["v_mixed"], seed, lambda _: None)["stage2"]
+    pipeline = load_arm(replace(config, recipe=replace(config.recipe, stage1_steps=length)), ARMS["v_mixed"], seed)
     tick(1)
-    pipeline, judge, drawing = MMARPipeline.from_pretrained(stage2 / FINAL, device=config.device), DigitJudge(), []
+    judge, drawing = DigitJudge(), []
     for scale in config.scales:
         settings = ImageGenerationConfig(head_steps=config.amount.head_steps, guidance_scale=scale)
         pictures, wanted, _ = draw_digits(pipeline, settings, config.amount.drawn, seed=seed)

@@ -23,6 +23,7 @@ from experiments.paper_study.study import (
     Study,
     arm_keys,
     arm_table,
+    load_arm,
     measure_arm,
     over_seeds_of,
     parse_key,
@@ -58,7 +59,7 @@ PRESETS = {
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One arm with one seed: asked and drawn; the holes in what was drawn."""
     arm, seed = parse_key(key)
-    found, pipeline = measure_arm(config, arm, seed, tick)
+    found, pipeline = measure_arm(config, arm, seed, tick), load_arm(config, arm, seed)
     settings = ways_of(pipeline, config.amount.head_steps)["last"]
     pictures, _, _ = draw_digits(pipeline, settings, config.amount.drawn, seed=seed)
     found["holes"] = float(_surprise().holes(pictures).mean())

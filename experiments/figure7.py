@@ -15,10 +15,8 @@ from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, read_digits
-from experiments.paper_study.study import GPU, QUICK, TINY, Study, arm_keys, parse_key, percent, run_study, trained
+from experiments.paper_study.study import GPU, QUICK, TINY, Study, arm_keys, load_arm, parse_key, percent, run_study
 from mmar.data.digits import DIGIT_CHANCE, DIGIT_FAMILIES
-from mmar.pipeline import MMARPipeline
-from mmar.training.loop import FINAL
 
 CLEAN = "v_mixed"
 """The arm that reads clean tokens."""
@@ -48,9 +46,8 @@ PRESETS = {
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One arm with one seed, asked at each noise level; MMAR once."""
     arm, seed = parse_key(key)
-    stage2 = trained(config.runs, arm, seed, lambda _: None)["stage2"]
+    pipeline = load_arm(config, arm, seed)
     tick(1)
-    pipeline = MMARPipeline.from_pretrained(stage2 / FINAL, device=config.device)
     if arm.name == CLEAN:
         return {"clean": read_digits(pipeline, config.amount.asked)}
     found = {}

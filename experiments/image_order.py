@@ -24,6 +24,7 @@ from experiments.paper_study.study import (
     TINY,
     UNITS,
     Study,
+    load_arm,
     measure_arm,
     percent,
     reference,
@@ -57,10 +58,12 @@ def job(config: Study, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
         recipe = config.recipe
         recipe = replace(recipe, stage1_steps=recipe.stage1_steps // 2, stage2_steps=recipe.stage2_steps // 2)
         config = replace(config, recipe=recipe)
-    found, pipeline = measure_arm(config, ARMS["v_mixed" if training == "random" else "raster"], int(seed), tick)
+    arm = ARMS["v_mixed" if training == "random" else "raster"]
+    found = measure_arm(config, arm, int(seed), tick)
     drawing = {training: found["drawing"]["last"]}
     if training == "random":
         settings = ImageGenerationConfig(head_steps=config.amount.head_steps, order="raster")
+        pipeline = load_arm(config, arm, int(seed))
         pictures, wanted, _ = draw_digits(pipeline, settings, config.amount.drawn, seed=int(seed))
         drawing[f"{training}, in raster order"] = DigitJudge().judge(pictures, wanted)
     tick(1)

@@ -7,6 +7,7 @@ from typing import Any
 from experiments.head_study.tables import number
 from experiments.image_order import LABELS as IMAGE_ORDERS
 from experiments.paper_study.arms import ARMS
+from experiments.paper_study.objects import ATTRIBUTES, FAMILIES
 from experiments.paper_study.study import percent
 from experiments.readme_mmar import table
 from experiments.record import RECORDS, read_record
@@ -17,6 +18,30 @@ OPEN = "not measured yet"
 def table3() -> str:
     """Table 3 in small."""
     return _arms("table3-cpu")
+
+
+def table3_scenes() -> str:
+    """Table 3 on drawn scenes of one object: what is read, then what is drawn."""
+    record = "table3_scenes-cpu"
+    if not exists(record):
+        return _missing(record)
+    found, seeds = results_of(record), len(read_record(record)["config"]["seeds"])
+    read, drawn = [], []
+    for name, one in found["arms"].items():
+        test, held_out = one["reading"]["test"], one["reading"]["held_out"]
+        cells = [*(test[family] for family in FAMILIES), test["mean"], held_out["mean"]]
+        read.append([ARMS[name].label, *(percent(cell, seeds) for cell in cells)])
+        last, safe = one["drawing"]["last"], one["drawing"].get("safe")
+        cells = [*(percent(last[attribute], seeds) for attribute in ATTRIBUTES), number(last["frechet"], seeds)]
+        drawn.append([ARMS[name].label, *cells, "" if safe is None else number(safe["frechet"], seeds)])
+    read.append(["chance", *(f"{found['chance'][column]:.1%}" for column in (*FAMILIES, "mean")), ""])
+    for name, of in found["references"].items():
+        drawn.append([name, *(f"{of[attribute]:.1%}" for attribute in ATTRIBUTES), f"{of['frechet']:.3g}", ""])
+    tables = (
+        table(["read", *FAMILIES, "mean", "pairs never met"], read),
+        table(["drawn, from t = 999", *ATTRIBUTES, "Frechet", "from a safe t"], drawn),
+    )
+    return "\n\n".join(tables)
 
 
 def table1() -> str:

@@ -6,7 +6,7 @@ cannot be expected to find in an image. It is kept as a Qwen2 folder, from which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.command import run_command
 from experiments.training_runs import train_stages
 from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset
-from mmar.data.scenes.vocabulary import Split
+from mmar.data.scenes.vocabulary import MAX_OBJECTS, Split
 from mmar.evaluation.reading_text import ask_caption
 from mmar.evaluation.understanding import by_family, mean_accuracy
 from mmar.pipeline import MMARPipeline
@@ -72,16 +72,28 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     words[""] = (*words.get("", ()), f"seed={config.seed}")
     stages = train_stages(STAGES, words, folder=folder, resume=resume, processes=config.processes)
     pipeline = MMARPipeline.from_pretrained(folder / STAGES[-1] / FINAL)
-    save_qwen2(pipeline.model.language_model, config.folder)
-    pipeline.processor.tokenizer.save_pretrained(config.folder)
+    save_as_qwen2(pipeline, config.folder)
     return {"stages": stages, "reading_captions": read_captions(pipeline.to(config.device), config.asked)}
 
 
-def read_captions(pipeline: MMARPipeline, asked: int, split: Split = "test") -> dict[str, Any]:
+def save_as_qwen2(pipeline: MMARPipeline, folder: str) -> None:
+    """The language model and its tokenizer alone, as a Qwen2 is published."""
+    save_qwen2(pipeline.model.language_model, folder)
+    pipeline.processor.tokenizer.save_pretrained(folder)
+
+
+def read_captions(
+    pipeline: MMARPipeline,
+    asked: int,
+    split: Split = "test",
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    max_objects: int = MAX_OBJECTS,
+) -> dict[str, Any]:
     """What a frozen language model finds in the fullest caption, which stands in the place of the image."""
     accuracies = {}
-    for family in tqdm(FAMILIES, desc=f"questions about captions, {split}"):
-        scenes = SceneDataset(split, asked, families=[family])
+    for family in tqdm(families, desc=f"questions about captions, {split}"):
+        scenes = SceneDataset(split, asked, families=[family], max_objects=max_objects)
         accuracies[family] = by_family(ask_caption(pipeline, [scenes[i] for i in range(asked)]))[family]
     return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
 

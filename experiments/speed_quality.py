@@ -17,10 +17,8 @@ from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits
-from experiments.paper_study.study import GPU, QUICK, TINY, Study, run_study, trained
+from experiments.paper_study.study import GPU, QUICK, TINY, Study, load_arm, run_study
 from mmar.generation.settings import ImageGenerationConfig
-from mmar.pipeline import MMARPipeline
-from mmar.training.loop import FINAL
 
 PAPER = "paper"
 """Name of the full recipe."""
@@ -87,8 +85,7 @@ def head_calls(settings: ImageGenerationConfig) -> int:
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """All ways of one model, with every seed; ways in turn, so that a slow minute of the machine meets all of them."""
     model = int(key.split("-")[0].removeprefix("model"))
-    stage2 = trained(config.runs, ARMS["v_mixed"], model, lambda _: None)["stage2"]
-    pipeline, judge = MMARPipeline.from_pretrained(stage2 / FINAL, device=config.device), DigitJudge()
+    pipeline, judge = load_arm(config, ARMS["v_mixed"], model), DigitJudge()
     draw_digits(pipeline, ImageGenerationConfig(ar_steps=2, head_steps=2), 1, seed=0)  # not timed: first calls are slow
     found: dict[str, Any] = {name: [] for name in ways(config)}
     for seed, (name, settings) in product(config.seeds, ways(config).items()):

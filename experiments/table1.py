@@ -17,7 +17,7 @@ from experiments.command import run_command
 from experiments.head_study.decompose import over_seeds
 from experiments.head_study.tables import number
 from experiments.paper_study.arms import TABLE1
-from experiments.paper_study.measure import Amount, read_digits
+from experiments.paper_study.measure import Amount
 from experiments.paper_study.study import (
     GPU,
     QUICK,
@@ -27,6 +27,7 @@ from experiments.paper_study.study import (
     arm_keys,
     arm_table,
     measure_arm,
+    measure_captions,
     over_seeds_of,
     parse_key,
     percent,
@@ -73,9 +74,11 @@ PRESETS = {
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One arm, or MMAR at one size, with one seed."""
     size, _, key = key.rpartition(" ")
-    found, pipeline = measure_arm(_sized(config, size) if size else config, *parse_key(key), tick)
     if size:
-        found = {**found, "reading_captions": read_digits(pipeline, config.amount.asked, of_captions=True)}
+        config = _sized(config, size)
+    found = measure_arm(config, *parse_key(key), tick)
+    if size:
+        found |= measure_arm(config, *parse_key(key), lambda _: None, measure_captions)
     tick(1)
     return found
 

@@ -29,6 +29,7 @@ from experiments.paper_study.study import (
     Study,
     arm_keys,
     arm_table,
+    load_arm,
     measure_arm,
     over_seeds_of,
     parse_key,
@@ -63,8 +64,9 @@ PRESETS = {
 def run_arm(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One job: train an arm with a seed, then ask, draw, and measure its head."""
     arm, seed = parse_key(key)
-    found, pipeline = measure_arm(config, arm, seed, tick)
+    found = measure_arm(config, arm, seed, tick)
     if arm.has_head:
+        pipeline = load_arm(config, arm, seed)
         timesteps = evaluation_timesteps(config.stride)
         found["head"] = head_curves(pipeline, arm.name, timesteps, draws=1, seed=seed, limit=config.scans)
         found["loss_in_stage2"] = training_loss(config.runs.arm_folder(arm, seed) / "stage2", pipeline)

@@ -18,6 +18,7 @@ from experiments.head_study.tables import number
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount
 from experiments.paper_study.objects import ATTRIBUTES, FAMILIES, measure_objects, over_seeds_of_objects, references
+from experiments.paper_study.runs import Recipe
 from experiments.paper_study.study import (
     GPU,
     QUICK,
@@ -25,16 +26,13 @@ from experiments.paper_study.study import (
     UNITS,
     Study,
     arm_keys,
+    load_arm,
     measure_arm,
     parse_key,
     percent,
     run_study,
-    trained,
 )
-from experiments.paper_study.runs import Recipe
 from mmar.data.scenes import CHANCE
-from mmar.pipeline import MMARPipeline
-from mmar.training.loop import FINAL
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,9 @@ class Config(Study):
 
 
 OBJECTS = Recipe(subject="objects")
+_TINY = replace(TINY, preset="mmar-digits", subject="objects")
 PRESETS = {
-    "smoke": Config((0,), replace(TINY, subject="objects"), Amount(2, 2, 2), arms=("v_mixed", "vq", "transfusion"), workers=0),
+    "smoke": Config((0,), _TINY, Amount(2, 2, 2), arms=("v_mixed", "vq", "transfusion"), workers=0),
     "quick": Config((0,), replace(QUICK, subject="objects"), Amount(100, 50, 25), arms=("v_mixed", "eps_mixed")),
     "cpu": Config((0,), OBJECTS, Amount(400, 200)),  # further seeds are trained beside this one
     "gpu": Config(recipe=replace(GPU, subject="objects"), amount=Amount(1000, 1000), workers=0, device="cuda"),
@@ -60,7 +59,7 @@ PRESETS = {
 def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]:
     """One arm with one seed."""
     arm, seed = parse_key(key)
-    found, _ = measure_arm(config, arm, seed, tick, measure_objects)
+    found = measure_arm(config, arm, seed, tick, measure_objects)
     tick(1)
     return found
 
@@ -68,8 +67,7 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
 def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """All arms and seeds."""
     jobs = run_study(job, config, arm_keys(config.arms, config.seeds), units=UNITS, folder=folder, resume=resume)
-    stage2 = trained(config.runs, ARMS[config.arms[0]], config.seeds[0], lambda _: None)["stage2"]
-    first = MMARPipeline.from_pretrained(stage2 / FINAL, device=config.device)
+    first = load_arm(config, ARMS[config.arms[0]], config.seeds[0])
     return {
         "chance": {**{family: CHANCE[family] for family in FAMILIES}, "mean": sum(CHANCE[f] for f in FAMILIES) / len(FAMILIES)},
         "references": references(config.amount, first),

@@ -26,11 +26,16 @@ from experiments import (
     speed_quality,
     table1,
     table3,
+    table3_scenes,
 )
+from experiments.paper_study import kept, runs
 from experiments.paper_study.arms import ARMS
-from experiments.paper_study.measure import DigitJudge, masked_tokens
-from experiments.paper_study.runs import Recipe, Runs
+from experiments.paper_study.measure import Amount, DigitJudge, masked_tokens
+from experiments.paper_study.objects import measure_objects
+from experiments.paper_study.runs import SUBJECTS, Recipe, Runs
+from experiments.paper_study.study import Study, measure_arm
 from experiments.pictures import packed, unpacked
+from experiments.record import read_record, write_json
 from mmar.baselines import BASELINES
 from mmar.data.digits import DigitDataset
 from mmar.masking import MaskRatio
@@ -72,6 +77,73 @@ def test_table3_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "transfusion-like" in capsys.readouterr().out
     assert isinstance(figure3a_mmar.draw(record), Figure)
     assert isinstance(table3_figure.draw(record), Figure)
+
+
+def test_table3_on_scenes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(table3_scenes, tmp_path, monkeypatch)["results"]
+    assert set(found["arms"]) == {"v_mixed", "vq", "transfusion"}
+    for arm in found["arms"].values():
+        assert all(0 <= arm["reading"][split]["mean"]["mean"] <= 1 for split in ("test", "held_out"))
+        assert arm["drawing"]["last"]["exact"]["mean"] == 0.0  # two steps teach nothing: the share measures something
+    assert found["references"]["real scenes"]["exact"] == 1.0
+    assert found["references"]["reconstructed test scenes"]["position"] == 1.0
+    assert "transfusion-like" in capsys.readouterr().out
+
+
+def test_objects_take_the_image_tokens_of_their_arm() -> None:
+    """MMAR packs four latents into a token; codes cannot be packed, and digits are as they were."""
+    packed = runs.image_words(ARMS["v_mixed"], SUBJECTS["objects"])
+    assert {"tokenizers.image_patch_size=2", "model.options.image_config.channels=32"} <= set(packed)
+    codes = runs.image_words(ARMS["vq"], SUBJECTS["objects"])
+    assert {"tokenizers.image_patch_size=1", "model.options.image_config.codebook_size=1024"} <= set(codes)
+    assert not any("patch_size" in word for word in runs.image_words(ARMS["v_mixed"], SUBJECTS["digits"]))
+
+
+def test_folders_of_older_runs_are_found() -> None:
+    """What came later, a rate and a subject, is named where it is not the usual one."""
+    assert set(Recipe().identity()) & {"rate", "subject"} == set()
+    assert Recipe(rate=2.0, subject="objects").identity()["subject"] == "objects"
+    folders = {Runs(Path("runs"), Recipe(subject=subject)).arm_folder(ARMS["vq"], 0) for subject in SUBJECTS}
+    assert len(folders) == len(SUBJECTS)
+
+
+def test_what_is_kept_of_arms_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's measurements stand in for training; its own are never replaced, nor are kept ones."""
+    study = Study(amount=Amount(400, 200), folder="study")
+    chosen, seed = ARMS["flow"], 1
+    name = kept.file_name("objects", study.amount)
+    theirs, ours = tmp_path / "kept", tmp_path / "runs" / "study"
+    there = theirs / study.runs.arm_folder(chosen, seed).name / name
+    write_json({"device": "theirs"}, there)
+    write_json({"device": "too few"}, ours / "other-seed0-0" / kept.file_name("digits", Amount(2, 1, 2)))
+    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(Runs, "train", lambda *_: pytest.fail("trained what was kept"))
+
+    def ticked(config: Study) -> list[int]:
+        ticks: list[int] = []
+        assert measure_arm(config, chosen, seed, ticks.append, measure_objects) == {"device": "theirs"}
+        return ticks
+
+    kept.take_up(ours, theirs)
+    assert sum(ticked(study)) == 2  # as training would have
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        measure_arm(study, ARMS["flow"], 2, lambda _: None)
+    write_json({"device": "ours"}, ours / there.parent.name / name)
+    assert kept.take_up(ours, theirs) == []
+    assert kept.keep(ours, theirs) == []
+    assert json.loads(there.read_text()) == {"device": "theirs"}
+    assert kept.keep(ours, tmp_path / "new") == [tmp_path / "new" / there.parent.name / name]
+
+
+def test_committed_measurements_are_those_of_the_records() -> None:
+    """Each arm of table 3 on scenes is in the record as it was kept."""
+    record, study = read_record("table3_scenes-cpu"), table3_scenes.PRESETS["cpu"]
+    for name, one in record["results"]["arms"].items():
+        folders = [kept.KEPT / study.runs.arm_folder(ARMS[name], seed).name for seed in record["config"]["seeds"]]
+        found = [json.loads((folder / kept.file_name("objects", study.amount)).read_text()) for folder in folders]
+        means = [seed["reading"]["test"]["mean"] for seed in found]
+        assert one["reading"]["test"]["mean"]["mean"] == pytest.approx(sum(means) / len(means), rel=1e-5)
+        assert one["devices"] == [seed["device"] for seed in found]
 
 
 def test_a_record_without_heads_has_no_figure() -> None:

@@ -84,13 +84,12 @@ def over_seeds_of_objects(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for split in SPLITS
         },
         "drawing": {
-            way: {
-                name: over_seeds([seed["drawing"][way].get(name) for seed in seeds]) for name in (*ATTRIBUTES, *DISTANCES)
-            }
+            way: {name: over_seeds([seed["drawing"][way].get(name) for seed in seeds]) for name in (*ATTRIBUTES, *DISTANCES)}
             for way in first["drawing"]
         },
         "training_s": over_seeds([seed["training_s"] for seed in seeds]),
         "trained_parameters": first["parameters"],
+        "devices": [seed["device"] for seed in seeds],
     }
 
 

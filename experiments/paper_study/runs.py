@@ -29,6 +29,7 @@ class Subject:
         codes: Entries of that codebook.
         image: Fields of ``image_config`` for the one and the other.
         patch_size: Latents of ``continuous`` on a side of one token.
+        language: Folder in ``experiments/weights`` of the language model; None: it is trained, once in each folder of runs.
     """
 
     stages: tuple[str, str, str]
@@ -37,6 +38,7 @@ class Subject:
     codes: int
     image: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
     patch_size: int = 1
+    language: str | None = None
 
 
 _PIXELS = {"image_size": 32}
@@ -45,6 +47,7 @@ SUBJECTS = {
     "objects": Subject(
         ("objects-text", "objects-stage1", "objects"), "kl-scenes", "vq-scenes", 1024,
         image=({**_PIXELS, "grid": 4, "channels": 32}, {**_PIXELS, "grid": 8, "channels": 8}), patch_size=2,
+        language="lm-objects",
     ),
 }  # fmt: skip
 """Digit scans, and drawn scenes of one object; codes cannot be packed, so of these there are four times as many a scene."""
@@ -107,7 +110,6 @@ class Runs:
             "seed": recipe.text_seed,
             "words": recipe.words,
             **({"rate": recipe.rate} if recipe.rate != 1 else {}),
-            **({"subject": recipe.subject} if recipe.subject != "digits" else {}),
         }
         return self._folder("language", part)
 
@@ -117,19 +119,21 @@ class Runs:
         return self._folder(f"{arm.name}-seed{seed}", identity)
 
     def language_model(self) -> Path:
-        """Stage 0, once for all arms: the folder of the finished model.
+        """The language model that all arms freeze: the folder of the finished stage 0, or of a committed Qwen2.
 
         Raises:
             KeyboardInterrupt: If a signal ended the training; what is done is kept.
         """
-        steps = self.recipe.text_steps
+        subject, steps = SUBJECTS[self.recipe.subject], self.recipe.text_steps
+        if subject.language is not None:
+            return WEIGHTS / subject.language
         words = (
             f"model.preset={self.recipe.preset}",
             f"steps={steps}",
             f"optimizer.decay={max(1, steps // 2)}",
             f"seed={self.recipe.text_seed}",
         )
-        return self._train(SUBJECTS[self.recipe.subject].stages[0], self.language_folder, words)
+        return self._train(subject.stages[0], self.language_folder, words)
 
     def train(self, arm: Arm, seed: int) -> Iterator[tuple[str, Path]]:
         """Both stages of an arm.
@@ -148,8 +152,11 @@ class Runs:
         subject = SUBJECTS[recipe.subject]
         _, first, second = subject.stages
         shared = (f"seed={seed}", f"precision={arm.precision}", "saving.samples_every=0")
-        language = (f"model.language_model={text}", f"tokenizers.text={text}")
-        start = (f"model.preset={recipe.preset}", *language, *_image_words(arm, subject), *arm.options)
+        if subject.language is None:
+            language = (f"model.preset={recipe.preset}", f"model.language_model={text}", f"tokenizers.text={text}")
+        else:
+            language = (f"model.size={recipe.preset}", f"model.qwen2={text}")
+        start = (*language, *image_words(arm, subject), *arm.options)
         self._train(first, output / "stage1", (*shared, *start, f"steps={recipe.stage1_steps}"))
         yield "stage1", output / "stage1"
         decay = f"optimizer.decay={max(1, recipe.stage2_steps // 3)}"
@@ -171,7 +178,7 @@ class Runs:
         return self.folder / f"{name}-{digest}"
 
 
-def _image_words(arm: Arm, subject: Subject) -> tuple[str, ...]:
+def image_words(arm: Arm, subject: Subject) -> tuple[str, ...]:
     """The baseline and its image tokenizer: the same autoencoder, with and without a codebook."""
     baseline = BASELINES[arm.baseline]
     if arm.image_tokenizer == "":

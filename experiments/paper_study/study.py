@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from experiments.head_study.decompose import over_seeds
 from experiments.head_study.tables import number
 from experiments.jobs import Job, run_jobs
 from experiments.paper_study.arms import ARMS, Arm
+from experiments.paper_study.kept import file_name, take_up
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, read_digits, ways_of
 from experiments.paper_study.runs import Recipe, Runs
-from experiments.record import write_json
+from experiments.record import describe_device, write_json
 from experiments.training_runs import stage_summary
 from mmar.pipeline import MMARPipeline
 from mmar.training.loop import FINAL
 
 _IN_KEYS = ("seeds", "arms", "noised", "lengths", "sizes", "models", "workers")
 """Fields of configurations that say which jobs there are, or how many at a time, and nothing of what a job does."""
-UNITS = 3
+_STAGES = 2
+UNITS = _STAGES + 1
 """Of the progress bar for an arm: each stage, and what is measured."""
 TINY = Recipe(
     "mmar-digits-small", text_steps=2, stage1_steps=2, stage2_steps=2, batch_size=4, words=("saving.log_every=1", "questions=1")
@@ -73,12 +75,14 @@ def run_study(
         keys: One a job.
         units: Of the progress bar, a job.
         folder: Of finished jobs.
-        resume: Use the finished jobs of an earlier run.
+        resume: Use the finished jobs of an earlier run, and what is kept of arms with the records.
         anew: Folders of arms that are removed first, unless ``resume``; those of other experiments are taken up as they are.
     """
     if not resume:
         for path in anew:
             shutil.rmtree(path, ignore_errors=True)
+    else:
+        take_up(config.runs.folder)
     if config.workers:
         config.runs.language_model()
         os.environ["TQDM_DISABLE"] = "1"  # in the workers, whose bars would run into one another
@@ -115,30 +119,41 @@ def measure_digits(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[st
     return {"reading": read_digits(pipeline, amount.asked), "drawing": drawing}
 
 
-def measure_arm(
-    config: Study,
-    arm: Arm,
-    seed: int,
-    tick: Callable[[int], None],
-    measure: Callable[[MMARPipeline, Amount, int], dict[str, Any]] = measure_digits,
-) -> tuple[dict[str, Any], MMARPipeline]:
-    """Train an arm, ask and draw; what was found, and the model.
+def measure_captions(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[str, Any]:
+    """The same questions about captions in the place of scans: what the language model can answer at all."""
+    return {"reading_captions": read_digits(pipeline, amount.asked, of_captions=True)}
 
-    What was found is kept with the arm, for other experiments that measure it as much.
+
+Measure = Callable[[MMARPipeline, Amount, int], dict[str, Any]]
+"""``measure_WHAT(pipeline, amount, seed)``; its results are kept under the name WHAT."""
+
+
+def measure_arm(
+    config: Study, arm: Arm, seed: int, tick: Callable[[int], None], measure: Measure = measure_digits
+) -> dict[str, Any]:
+    """What was found of an arm; it is trained where that is not known yet.
+
+    What was found is kept with the arm, for other experiments that measure it as much. It names the ``device``.
     """
+    kept = config.runs.arm_folder(arm, seed) / file_name(measure.__name__.removeprefix("measure_"), config.amount)
+    if kept.exists():
+        tick(_STAGES)
+        return json.loads(kept.read_text())
     stages = trained(config.runs, arm, seed, tick)
     pipeline = MMARPipeline.from_pretrained(stages["stage2"] / FINAL, device=config.device)
-    amount = "-".join(str(number) for number in asdict(config.amount).values())
-    kept = config.runs.arm_folder(arm, seed) / f"measured-{amount}.json"
-    if kept.exists():
-        return json.loads(kept.read_text()), pipeline
     found = {
+        "device": describe_device(config.device),
         "parameters": sum(p.numel() for p in pipeline.model.parameters() if p.requires_grad),
         "training_s": sum(stage_summary(path / "log.jsonl")["training_s"] for path in stages.values()),
         **measure(pipeline, config.amount, seed),
     }
     write_json(found, kept)
-    return found, pipeline
+    return found
+
+
+def load_arm(config: Study, arm: Arm, seed: int, tick: Callable[[int], None] = lambda _: None) -> MMARPipeline:
+    """The model of an arm, trained where it is not yet; ticks after each stage."""
+    return MMARPipeline.from_pretrained(trained(config.runs, arm, seed, tick)["stage2"] / FINAL, device=config.device)
 
 
 def over_seeds_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -158,6 +173,7 @@ def over_seeds_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         "training_s": over([seed["training_s"] for seed in seeds]),
         "trained_parameters": first["parameters"],
+        "devices": [seed["device"] for seed in seeds],
     }
 
 
