@@ -19,6 +19,7 @@ from experiments import (
     command,
     mmar_digits,
     mmar_scenes,
+    object_words,
     scene_hand,
     scene_labels,
     scene_parts,
@@ -91,6 +92,20 @@ def test_words_of_scenes_are_trained_and_asked_about(
     assert "captions" in capsys.readouterr().out
     again = run(scene_words, "scene_words", tmp_path, monkeypatch, "--resume")["results"]
     assert again["reading_captions"] == found["reading_captions"]
+
+
+def test_words_of_one_object_are_trained_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = replace(object_words.PRESETS["smoke"], folder=str(tmp_path / "lm"))
+    monkeypatch.setitem(object_words.PRESETS, "smoke", small)
+    found = run(object_words, "object_words", tmp_path, monkeypatch)["results"]
+    assert {split: one["mean"] < 0.6 for split, one in found["reading_captions"].items()} == {"test": True, "held_out": True}
+    assert "captions" in capsys.readouterr().out
+    stage1 = load_config(training_runs.CONFIGS / "objects-stage1.yaml", [f"model.qwen2={tmp_path / 'lm'}"])
+    built, saved = build_parts(stage1).model.language_model, load_file(tmp_path / "lm" / SINGLE)
+    weight = built.get_parameter("embed_tokens.weight")  # frozen in bf16
+    assert torch.equal(weight, saved["model.embed_tokens.weight"].to(weight.dtype))
 
 
 def test_sight_of_scenes_is_trained_and_a_model_starts_from_it(
