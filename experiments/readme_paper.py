@@ -105,6 +105,7 @@ def speed_quality() -> str:
 _WAYS = {
     "float32": "float32",
     "forward": "bf16 forward, float32 step",
+    "plain": "float32 forward, bf16 step and state, plain update",
     "state": "float32 forward, bf16 step and state",
     "everything": "everything bf16",
 }
@@ -118,18 +119,18 @@ def sampler_precision() -> str:
     found, seeds = results_of(record), len(read_record(record)["config"]["seeds"])
     rows = []
     for name, arm in found["arms"].items():
-        for way, drawn in arm["drawing"].items():
-            cells = ["", "", ""]
+        for way, label in _WAYS.items():
+            cells, drawn = ["", "", ""], arm["drawing"].get(way)
             if way in arm["errors"]:
                 error = arm["errors"][way]
                 cells = [number(error[key], seeds) for key in ("predicted", "measured")]
                 cells.append(_ratio(error["measured"]["mean"], error["predicted"]["mean"]))
             rows.append(
                 [
-                    f"{ARMS[name].label}; {_WAYS[way]}",
+                    f"{ARMS[name].label}; {label}",
                     *cells,
-                    percent(drawn["recognised"], seeds),
-                    number(drawn["frechet"], seeds),
+                    "" if drawn is None else percent(drawn["recognised"], seeds),
+                    "" if drawn is None else number(drawn["frechet"], seeds),
                 ]
             )
     return table(["head; sampler", "error predicted", "measured", "ratio", "recognised", "Frechet"], rows)

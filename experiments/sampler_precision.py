@@ -3,7 +3,8 @@ r"""What does low precision in the sampler of a trained MMAR cost, and is it pre
 The heads of table 3's v and epsilon arms, with the conditions that their models give, on masked tokens of test scans. The same
 noise is sampled in float32 and in each precision; ``predict_error`` with the head's traced sensitivity, and its bf16 arithmetic
 calibrated on training scans, says beforehand how far they will be apart: with how errors correlate from call to call, and, as a
-control, as if they did not. Then whole digits are drawn in each precision.
+control, as if they did not. A bf16 step is computed as a change of the state, and, as a control, plainly. Then whole digits are
+drawn in each precision.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from experiments.head_study.decompose import over_seeds
 from experiments.head_study.tables import number
 from experiments.paper_study.arms import ARMS
 from experiments.paper_study.measure import Amount, DigitJudge, draw_digits, masked_tokens
-from experiments.paper_study.study import GPU, QUICK, TINY, Study, arm_keys, parse_key, percent, run_study, trained
+from experiments.paper_study.study import GPU, NOTHING, QUICK, TINY, Study, arm_keys, parse_key, percent, run_study, trained
 from experiments.tokens import TokenSet
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.image_head import DiffusionTokenHead
@@ -41,8 +42,9 @@ from mmar.pipeline import MMARPipeline
 from mmar.training.loop import FINAL
 
 BF16 = RoundingError("bfloat16")
-WAYS = ("forward", "state", "everything")
-"""bf16 in the forward pass of the head; in state, coefficients and sums of the solver; in both."""
+WAYS = ("forward", "plain", "state", "everything")
+"""bf16 in the forward pass of the head; in state, coefficients and sums of the solver, by the plain update as a control, and by
+changes of the state, as MMAR draws; in both."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ def _errors(pipeline: MMARPipeline, config: Config, seed: int) -> dict[str, dict
     exact = sample(_network(head, z, torch.float32), noise, plan)
     found = {}
     for way in WAYS:
-        forward, solver = way != "state", way != "forward"
+        forward, solver, increments = way in ("forward", "everything"), way != "forward", way in ("state", "everything")
         budget = predict_error(
             plan, traced, output=calibrated if forward else None, arithmetic="bfloat16" if solver else None,
-            state=BF16 if solver else None, timestep=None,
+            state=BF16 if solver else None, timestep=None, increments=increments,
         )  # type: ignore[arg-type]  # fmt: skip
-        options = {"state_error": BF16, "arithmetic": "bfloat16"} if solver else {}
+        options = {"state_error": BF16, "arithmetic": "bfloat16", "increments": increments} if solver else {}
         model = _network(head, z, torch.bfloat16 if forward else torch.float32)
         found[way] = {
             "predicted": budget.rms,
@@ -126,6 +128,10 @@ def _errors(pipeline: MMARPipeline, config: Config, seed: int) -> dict[str, dict
             "measured": _distance(model, noise, plan, exact, options),
         }
     return {"rms": {"sample": _rms(exact)}, **found}
+
+
+NOTHING_DRAWN = {"recognised": NOTHING, "frechet": NOTHING}
+"""Of the way that is a control of the error alone."""
 
 
 def _start(pipeline: MMARPipeline) -> float:
@@ -175,7 +181,7 @@ def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
             "sample_rms": over_seeds([s["errors"]["rms"]["sample"] for s in seeds]),
             "drawing": {
                 way: {key: over_seeds([s["drawing"][way].get(key) for s in seeds]) for key in ("recognised", "frechet")}
-                for way in ("float32", *WAYS)
+                for way in seeds[0]["drawing"]
             },
         }
     return {"arms": found}
@@ -187,8 +193,8 @@ def show(record: dict[str, Any]) -> str:
     columns = ("predicted", "independent", "all one way", "measured", "ratio", "recognised", "Frechet")
     lines = [f"{'':44}" + "".join(f"{column:>14}" for column in columns)]
     for name, arm in record["results"]["arms"].items():
-        for way, drawn in arm["drawing"].items():
-            error = arm["errors"].get(way)
+        for way in ("float32", *WAYS):
+            error, drawn = arm["errors"].get(way), arm["drawing"].get(way, NOTHING_DRAWN)
             cells = [""] * 5
             if error is not None:
                 cells = [number(error[key], seeds) for key in ("predicted", "independent", "correlated", "measured")]

@@ -83,7 +83,8 @@ def solve(
         sources: One generator per row; each gives its first noise, then the noise of each update, in one draw.
         shape: Of one row.
         device: Where to run.
-        dtype: Of the state; bfloat16 also rounds every product and sum of the updates.
+        dtype: Of the state; bfloat16 also rounds every product and sum of the updates, which are then computed as changes of
+            the state (``increments`` of :func:`diffparam.sample`): a gain near 1, of which bf16 keeps little, is not needed.
 
     Returns:
         ``(rows, n, C)`` float32.
@@ -92,12 +93,14 @@ def solve(
     noise = draw_normal(sources, (draws, *shape), device).to(dtype)  # (rows, draws, n, C)
     later = iter(noise[:, 1:].unbind(1))
     x_init = noise[:, 0] * plan.state.scale(float(plan.phi_t[0]))  # (rows, n, C): unit variance, in the schedule's convention
+    coarse = dtype is torch.bfloat16
     x_0 = sample(
         lambda x_t, t: network(x_t, t).to(dtype),
         x_init,
         plan,
         noise=lambda _: next(later),
-        arithmetic="bfloat16" if dtype is torch.bfloat16 else None,
+        arithmetic="bfloat16" if coarse else None,
+        increments=coarse,
     )
     return x_0.float()
 
