@@ -106,6 +106,12 @@ def check_finite(value: Tensor, name: str, remedy: str) -> None:
         raise NonFiniteError(f"{name} must be finite, but {bad} of its {value.numel()} values are NaN or infinite; {remedy}")
 
 
+def check_increments(increments: bool, arithmetic: Any) -> None:
+    """An update as a change of the state is for arithmetic that rounds."""
+    if increments and arithmetic is None:
+        raise ValueError("increments must come with arithmetic, the format that it is for, got None; add arithmetic='bfloat16'")
+
+
 def everywhere(holds: Any) -> bool:
     """Whether a comparison of angles holds at each of them; believed where it cannot be read."""
     return holds if isinstance(holds, bool) else is_traced(holds) or bool(holds.all())

@@ -81,6 +81,7 @@ def test_status_is_the_verdict() -> None:
             {"output": "float16", "arithmetic": "bfloat16", "state": None, "timestep": "bfloat16"},
             ("--output", "fp16", "--arithmetic", "bf16", "--state", "none", "--timestep", "bf16"),
         ),
+        ({"arithmetic": "bfloat16", "increments": True}, ("--arithmetic", "bf16", "--increments")),
         ({"tolerance": 2.0, "loss_tolerance": 5000.0}, ("--tolerance", 2, "--loss-tolerance", 5e3)),
     ],
 )

@@ -132,6 +132,19 @@ def test_guidance_multiplies_the_output_alone() -> None:
     assert guided.row.sources["arithmetic"] == plain.row.sources["arithmetic"]
 
 
+def test_a_change_of_the_sample_is_what_the_report_advises() -> None:
+    """In bf16 the cosine of v's step is 1: most of the error is the coefficients', and increments take it away."""
+    coarse = {"arithmetic": "bf16", "state": "bf16", "tolerance": 0.015}
+    plain, increments = report(SCALED, "v", **coarse), report(SCALED, "v", **coarse, increments=True)
+    assert plain.row.dominant == "coefficients"
+    assert increments.row.sources["coefficients"] < 0.1 * plain.row.sources["coefficients"]
+    (advised,) = [one for one in plain.advice if one.change == {"increments": True}]
+    assert advised.error == increments.row.error
+    assert (plain.safe, advised.safe, increments.safe) == (False, True, True)
+    assert not any("increments" in one.change for one in increments.advice)
+    assert "arithmetic bfloat16, in increments" in " ".join(str(increments).split())
+
+
 def test_what_is_exact_has_no_source() -> None:
     found = report(SCALED, "epsilon", output=None, arithmetic=None, state=None, timestep=None)
     assert found.row.sources == {}
@@ -489,6 +502,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
         ({"output": "bf8"}, UnknownName, "format must be one of"),
         ({"output": 3}, TypeError, "output must be a format"),
         ({"arithmetic": "bf8"}, UnknownName, "format must be one of"),
+        ({"arithmetic": None, "increments": True}, ValueError, "increments must come with arithmetic"),
         ({"schedule": "cosine"}, TypeError, "config must be a mapping"),
     ],
 )

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.special import ndtri
 
-from diffparam._checks import check_number
+from diffparam._checks import check_increments, check_number
 from diffparam.error_model import ErrorModel, RoundingError
 from diffparam.prediction.flags import (
     Flag,
@@ -169,8 +169,7 @@ def predict_error(
         )
         flags += correlation_flags(plan, sizes, on_output) + grid_flags(plan, sizes, on_output) + heavy_tail_flags(sizes)
     rounds = None if arithmetic is None else RoundingError(arithmetic)
-    if increments and rounds is None:
-        raise ValueError("increments must come with arithmetic, the format that it is for, got None; add arithmetic='bfloat16'")
+    check_increments(increments, rounds)
     if rounds is not None:
         fmt = parse_format(rounds.fmt)
         sources += [source(plan, sizes, fmt, increments) for source in (arithmetic_source, coefficient_source)]

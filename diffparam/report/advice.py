@@ -29,7 +29,8 @@ class Advice:
 
     Attributes:
         text: In words.
-        change: By option: ``param``, ``output``, ``arithmetic``, ``state``, ``timestep``, ``steps`` or ``start``.
+        change: By option: ``param``, ``output``, ``arithmetic``, ``increments``, ``state``, ``timestep``, ``steps`` or
+            ``start``.
         error: Predicted error of the final sample with it.
         safe: Whether the run is then safe.
     """
@@ -83,6 +84,8 @@ def _one_change(run: Run, now: Assessment, others: Sequence[tuple[AngularParam, 
     for option, text in _WIDER.items():
         if is_narrow(getattr(run, option)):
             yield _tried(text, {option: "float32"}, run)
+    if is_narrow(run.arithmetic) and not run.increments:
+        yield _tried("compute the update as a change of the sample, x + ((a - 1) x + b u)", {"increments": True}, run)
     yield from _later_start(run, now)
     yield from _fewer_steps(run, now)
 

@@ -185,6 +185,7 @@ def _predict(run: Run, plan: Plan, data: float | Sensitivity) -> ErrorBudget:
         data,
         output=run.output,
         arithmetic=run.arithmetic,
+        increments=run.increments,
         state=run.state,
         timestep=run.timestep,
         guidance=run.guidance,

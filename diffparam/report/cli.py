@@ -91,6 +91,7 @@ def _report(options: argparse.Namespace) -> tuple[int, str]:
         arithmetic=_parsed(parse_format_or_none, "--arithmetic", options.arithmetic),
         state=_parsed(parse_error, "--state", options.state),
         timestep=_parsed(parse_format_or_none, "--timestep", options.timestep),
+        increments=options.increments,
         tolerance=options.tolerance,
         loss_tolerance=options.loss_tolerance,
     )
@@ -248,6 +249,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     add("--arithmetic", default="float32", metavar="FORMAT", help="of the update (float32)")
     add("--state", default="float32", metavar="FORMAT", help="of the stored sample (float32)")
     add("--timestep", default="float32", metavar="FORMAT", help="in which the network is told the time (float32)")
+    add("--increments", action="store_true", help="the update is computed as a change of the sample, x + ((a - 1) x + b u)")
     add("--tolerance", type=_number(float), default=0.01, help="largest safe error of the final sample, of its rms (0.01)")
     add("--loss-tolerance", type=_number(float), default=0.01, help="largest safe loss floor of one step (0.01)")
     add("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf (needs matplotlib)")

@@ -70,7 +70,8 @@ def _steps(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         plan = run.plan(run.param)
     except SingularParameterization:
         return np.zeros(0), {}
-    options = {"output": run.output, "arithmetic": run.arithmetic, "state": run.state, "guidance": run.guidance}
+    names = ("output", "arithmetic", "increments", "state", "guidance")
+    options = {name: getattr(run, name) for name in names}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         loud = predict_error(plan, outspoken(plan, run.sigma_data), timestep=None, **options)
         timestep = run.timestep if lost_timestep(run, plan) is None else None

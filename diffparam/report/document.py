@@ -116,6 +116,7 @@ def report(
     arithmetic: Any = "float32",
     state: Any = "float32",
     timestep: Any = "float32",
+    increments: bool = False,
     tolerance: float = 0.01,
     loss_tolerance: float = 0.01,
 ) -> Report:
@@ -136,6 +137,7 @@ def report(
         arithmetic: Format of the update's products, sums and coefficients, or None.
         state: What storing the sample between steps suffers, as ``output``.
         timestep: Format in which the network is told the time, or None.
+        increments: The update is computed as a change of the state, see :func:`diffparam.sample`.
         tolerance: Largest rms error of the final sample, in units of its rms, that counts as safe.
         loss_tolerance: Largest loss floor of one step, in units of the target's variance, that counts as safe (eq. 27).
 
@@ -152,6 +154,7 @@ def report(
         "arithmetic": arithmetic,
         "state": state,
         "timestep": timestep,
+        "increments": increments,
         "tolerance": tolerance,
         "loss_tolerance": loss_tolerance,
     }

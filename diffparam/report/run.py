@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from diffparam._checks import check_count, check_number, check_phi
+from diffparam._checks import check_count, check_increments, check_number, check_phi
 from diffparam.error_model import CompensatedRounding, ErrorModel, RoundingError
 from diffparam.errors import UnknownName
 from diffparam.parameterization import AngularParam
@@ -40,6 +40,7 @@ class Run:
         sigma_data: Standard deviation of the data, per element.
         output: What the network's output suffers: a format, an error model (a calibrated one too), or None.
         arithmetic: Format of the update's products, sums and coefficients, or None.
+        increments: The update is computed as a change of the state, see :func:`diffparam.sample`.
         state: What storing the sample suffers, as ``output``.
         timestep: Format in which the network is told the time, or None.
         tolerance: Largest rms error of the final sample, relative to its own rms, that counts as safe.
@@ -62,6 +63,7 @@ class Run:
     arithmetic: Any = "float32"
     state: Any = "float32"
     timestep: Any = "float32"
+    increments: bool = False
     tolerance: float = 0.01
     loss_tolerance: float = 0.01
     name: str = ""
@@ -90,6 +92,7 @@ class Run:
         object.__setattr__(self, "state", as_error(self.state, "state"))
         object.__setattr__(self, "arithmetic", _format(self.arithmetic))
         object.__setattr__(self, "timestep", _format(self.timestep))
+        check_increments(self.increments, self.arithmetic)
 
     def plan(self, param: AngularParam) -> Plan:
         """All steps of this run for a network that outputs ``param``.
@@ -110,10 +113,13 @@ class Run:
         """What each thing is kept in, in words."""
         return {
             "output": error_name(self.output),
-            "arithmetic": "exact" if self.arithmetic is None else self.arithmetic.name,
+            "arithmetic": "exact" if self.arithmetic is None else self.arithmetic.name + _IN_INCREMENTS * self.increments,
             "state": error_name(self.state),
             "timestep": "exact" if self.timestep is None else self.timestep.name,
         }
+
+
+_IN_INCREMENTS = ", in increments"
 
 
 def error_name(error: ErrorModel | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_finite, check_pair, check_sample
+from diffparam._checks import check_finite, check_increments, check_pair, check_sample
 from diffparam.error_model import ErrorModel
 from diffparam.network_error import NetworkError
 from diffparam.parameterization import AngularParam
@@ -88,8 +88,7 @@ def sample(
         raise ValueError("x_init must have a batch dimension, got a scalar; use shape (1, ...)")
     check_finite(x_init, "x_init", "draw it with torch.randn")
     fmt = None if arithmetic is None else parse_format(arithmetic)
-    if increments and fmt is None:
-        raise ValueError("increments must come with arithmetic, the format that it is for, got None; add arithmetic='bfloat16'")
+    check_increments(increments, fmt)
     x, memory = x_init, None
     for done, step in enumerate(plan.steps(), start=1):
         u = model(x, _told(step.timestep, x, timestep_error, generator))

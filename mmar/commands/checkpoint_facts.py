@@ -56,7 +56,8 @@ def sampler_report(config: MMARConfig, settings: ImageGenerationConfig) -> Repor
     Raises:
         ValueError: If the settings cannot be run.
     """
-    rounded = "bfloat16" if settings.sampler_dtype == "bfloat16" else "float32"
+    coarse = settings.sampler_dtype == "bfloat16"
+    rounded = "bfloat16" if coarse else "float32"
     return report(
         starting_schedule(settings, config.schedule_config.build(), config.param),
         config.param,
@@ -68,6 +69,7 @@ def sampler_report(config: MMARConfig, settings: ImageGenerationConfig) -> Repor
         output="bfloat16",
         arithmetic=rounded,
         state=rounded,
+        increments=coarse,
     )
 
 
