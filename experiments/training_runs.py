@@ -35,6 +35,7 @@ def train_stages(
 
     Raises:
         KeyboardInterrupt: If a signal ended the training; what is done is kept.
+        ValueError: If a finished stage was trained with other settings.
     """
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +44,9 @@ def train_stages(
         words = [*overrides.get("", ()), *overrides.get(name, ())]
         config = _moved(load_config(CONFIGS / f"{name}.yaml", words), folder)
         final = Path(config.output) / FINAL
-        if not final.is_dir():
+        if final.is_dir():
+            _check_same(config)
+        else:
             if processes == 1:
                 train(config, resume=True)
             else:
@@ -56,6 +59,20 @@ def train_stages(
             "config": asdict(load_config(CONFIGS / f"{name}.yaml", words)),
         }
     return found
+
+
+def _check_same(config: TrainingConfig) -> None:
+    """A stage that is there must be the one that is wanted: presets share their folder."""
+    path = Path(config.output) / "config.yaml"
+    there, wanted = (asdict(one) for one in (load_config(path), config))
+    names = [name for name in wanted if name not in _MAY_DIFFER and there[name] != wanted[name]]
+    if names:
+        told = "; ".join(f"{name} {there[name]} where {wanted[name]} is wanted" for name in names)
+        raise ValueError(f"{config.output} must hold the stage that is wanted, got {told}; run it without --resume")
+
+
+_MAY_DIFFER = ("output", "needs", "saving", "threads", "workers")
+"""Of a training configuration: what changes nothing of what is learnt."""
 
 
 def stage_summary(log: Path) -> dict[str, Any]:

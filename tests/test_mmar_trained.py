@@ -106,6 +106,11 @@ def test_words_of_one_object_are_trained_and_kept(
     built, saved = build_parts(stage1).model.language_model, load_file(tmp_path / "lm" / SINGLE)
     weight = built.get_parameter("embed_tokens.weight")  # frozen in bf16
     assert torch.equal(weight, saved["model.embed_tokens.weight"].to(weight.dtype))
+    again = run(object_words, "object_words", tmp_path, monkeypatch, "--resume")["results"]
+    assert again["reading_captions"] == found["reading_captions"]
+    monkeypatch.setitem(object_words.PRESETS, "smoke", replace(small, words=("steps=3", "batch_size=4")))
+    with pytest.raises(ValueError, match=r"steps 2 where 3 is wanted; run it without --resume"):
+        run(object_words, "object_words", tmp_path, monkeypatch, "--resume")
 
 
 def test_sight_of_scenes_is_trained_and_a_model_starts_from_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from experiments.training_runs import CONFIGS
 from mmar.baselines import BASELINES
 from mmar.training.config import load_config
 from mmar.training.loop import FINAL, train
+from mmar.weight_files import SINGLE
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -116,6 +118,9 @@ class Runs:
     def arm_folder(self, arm: Arm, seed: int) -> Path:
         """Of both stages of an arm."""
         identity = {"arm": asdict(arm), "recipe": self.recipe.identity(), "seed": seed}
+        language = SUBJECTS[self.recipe.subject].language
+        if language is not None:
+            identity["language"] = _digest(WEIGHTS / language / SINGLE)
         return self._folder(f"{arm.name}-seed{seed}", identity)
 
     def language_model(self) -> Path:
@@ -176,6 +181,11 @@ class Runs:
     def _folder(self, name: str, identity: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         return self.folder / f"{name}-{digest}"
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def image_words(arm: Arm, subject: Subject) -> tuple[str, ...]:
