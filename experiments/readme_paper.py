@@ -7,10 +7,11 @@ from typing import Any
 from experiments.head_study.tables import number
 from experiments.image_order import LABELS as IMAGE_ORDERS
 from experiments.paper_study.arms import ARMS
-from experiments.paper_study.objects import ATTRIBUTES, FAMILIES
+from experiments.paper_study.objects import ATTRIBUTES, FAMILIES, SPLITS
 from experiments.paper_study.study import percent
 from experiments.readme_mmar import table
 from experiments.record import RECORDS, read_record
+from experiments.table3_scenes import WAYS as SCENE_WAYS
 
 OPEN = "not measured yet"
 
@@ -31,17 +32,26 @@ def table3_scenes() -> str:
         test, held_out = one["reading"]["test"], one["reading"]["held_out"]
         cells = [*(test[family] for family in FAMILIES), test["mean"], held_out["mean"]]
         read.append([ARMS[name].label, *(percent(cell, seeds) for cell in cells)])
-        last, safe = one["drawing"]["last"], one["drawing"].get("safe")
-        cells = [*(percent(last[attribute], seeds) for attribute in ATTRIBUTES), number(last["frechet"], seeds)]
-        drawn.append([ARMS[name].label, *cells, "" if safe is None else number(safe["frechet"], seeds)])
+        ways = one["drawing"]
+        cells = [percent(ways["last"][attribute], seeds) for attribute in ATTRIBUTES]
+        cells += [number(ways[way]["frechet"], seeds) if way in ways else "" for way in SCENE_WAYS]
+        drawn.append([ARMS[name].label, *cells])
+    read.append(["the language model, told the caption", *_told_captions("object_words-cpu")])
     read.append(["chance", *(f"{found['chance'][column]:.1%}" for column in (*FAMILIES, "mean")), ""])
     for name, of in found["references"].items():
-        drawn.append([name, *(f"{of[attribute]:.1%}" for attribute in ATTRIBUTES), f"{of['frechet']:.3g}", ""])
+        drawn.append([name, *(f"{of[attribute]:.1%}" for attribute in ATTRIBUTES), f"{of['frechet']:.3g}", "", "", ""])
     tables = (
         table(["read", *FAMILIES, "mean", "pairs never met"], read),
-        table(["drawn, from t = 999", *ATTRIBUTES, "Frechet", "from a safe t"], drawn),
+        table(["drawn, from t = 999", *ATTRIBUTES, *SCENE_WAYS.values()], drawn),
     )
     return "\n\n".join(tables)
+
+
+def _told_captions(record: str) -> list[str]:
+    """What a frozen language model finds in captions: of each family, their mean, and of pairs never met."""
+    test, held_out = (results_of(record)["reading_captions"][split] for split in SPLITS)
+    shares = [one["right"] / one["asked"] for one in test["families"].values()]
+    return [f"{share:.1%}" for share in (*shares, test["mean"], held_out["mean"])]
 
 
 def table1() -> str:

@@ -86,7 +86,7 @@ def test_table3_on_scenes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert all(0 <= arm["reading"][split]["mean"]["mean"] <= 1 for split in ("test", "held_out"))
         assert arm["drawing"]["last"]["exact"]["mean"] == 0.0  # two steps teach nothing: the share measures something
     assert found["references"]["real scenes"]["exact"] == 1.0
-    assert found["references"]["reconstructed test scenes"]["position"] == 1.0
+    assert found["references"]["test scenes after the autoencoder"]["position"] == 1.0
     assert "transfusion-like" in capsys.readouterr().out
 
 

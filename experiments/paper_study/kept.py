@@ -16,7 +16,7 @@ from experiments.paper_study.measure import Amount
 from experiments.record import RECORDS
 
 KEPT = RECORDS / "arms"
-FULL = (("objects", Amount(400, 200)),)
+FULL = (("objects", Amount(400, 200)), ("float32", Amount(400, 200)))
 """What is worth keeping: measured as much as in the ``cpu`` preset, with a language model that is committed."""
 
 

@@ -7,37 +7,53 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from PIL import Image
 
 from experiments.head_study.decompose import over_seeds
 from experiments.paper_study.measure import Amount, ways_of
+from experiments.paper_study.runs import SUBJECTS, WEIGHTS
 from mmar.data.example import Example
 from mmar.data.scenes import CHANCE, SceneDataset, average
-from mmar.data.scenes.vocabulary import Split
+from mmar.data.scenes.vocabulary import UNITS, Split
 from mmar.evaluation.feature_network import FeatureNetwork
 from mmar.evaluation.feature_training import train_feature_network
 from mmar.evaluation.fidelity import measure_fidelity
 from mmar.evaluation.scenes import draw_scenes, read
 from mmar.evaluation.understanding import ask, by_family, mean_accuracy
+from mmar.generation.settings import ImageGenerationConfig
+from mmar.picture_codec import PictureCodec
 from mmar.pipeline import MMARPipeline
+from mmar.processing import MMARImageProcessor
+from mmar.tokenizers import load_image_tokenizer
 
 FAMILIES = ("existence", "colour", "shape", "position")
 """Of questions: those of ``configs/objects-stage1.yaml``."""
 SPLITS: tuple[Split, ...] = ("test", "held_out")
-ATTRIBUTES = ("count", "colour", "shape", "size", "position", "exact")
+ATTRIBUTES = ("background", "count", "colour", "shape", "size", "position", "exact")
 """Of what was drawn, by the exact detector."""
 DISTANCES = ("frechet", "kernel", "precision", "recall")
 
 
 def measure_objects(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[str, Any]:
     """Questions about test scenes and about pairs of colour and shape that training never met; test captions drawn."""
-    scenes = captions_of("test", amount.drawn)
-    drawing = {}
-    for way, settings in ways_of(pipeline, amount.head_steps).items():
-        drawn = draw_scenes(pipeline, scenes, settings=settings, seed=seed * len(scenes))
-        distances = _distances([one.image for one in drawn], amount.drawn)
-        drawing[way] = {**average([one.score for one in drawn]), **distances, "settings": settings.to_dict()}
+    drawing = {way: _draw(pipeline, settings, amount, seed) for way, settings in ways_of(pipeline, amount.head_steps).items()}
     return {"reading": {split: read_objects(pipeline, amount.asked, split) for split in SPLITS}, "drawing": drawing}
+
+
+def measure_float32(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[str, Any]:
+    """The control of bf16 in drawing: the same weights, the same noise, everything in float32."""
+    pipeline.model.float()
+    pipeline.compute_dtype = torch.float32
+    ways = ways_of(pipeline, amount.head_steps)
+    return {"drawing": {f"{way}_float32": _draw(pipeline, settings, amount, seed) for way, settings in ways.items()}}
+
+
+def _draw(pipeline: MMARPipeline, settings: ImageGenerationConfig, amount: Amount, seed: int) -> dict[str, Any]:
+    scenes = captions_of("test", amount.drawn)
+    drawn = draw_scenes(pipeline, scenes, settings=settings, seed=seed * len(scenes))
+    distances = _distances([one.image for one in drawn], amount.drawn)
+    return {**average([one.score for one in drawn]), **distances, "settings": settings.to_dict()}
 
 
 def read_objects(pipeline: MMARPipeline, asked: int, split: Split) -> dict[str, Any]:
@@ -56,12 +72,14 @@ def captions_of(split: Split, count: int, *, seed: int = 0) -> list[Example]:
     return [scenes[i] for i in range(count)]
 
 
-def references(amount: Amount, pipeline: MMARPipeline) -> dict[str, dict[str, Any]]:
-    """What real training scenes score, as many as are drawn, and what test scenes do that only went through the autoencoder."""
+def references(amount: Amount) -> dict[str, dict[str, Any]]:
+    """What real training scenes score, as many as are drawn, and what test scenes do that only went through an autoencoder."""
     training, scenes = captions_of("train", amount.drawn), captions_of("test", amount.drawn)
+    subject, pictures = SUBJECTS["objects"], [scene.image for scene in scenes]
     found = {
         "real scenes": ([scene.image for scene in training], training),
-        "reconstructed test scenes": ([pipeline.reconstruct(scene.image) for scene in scenes], scenes),
+        "test scenes after the autoencoder": (_reconstructed(pictures, subject.continuous), scenes),
+        "test scenes after that with a codebook": (_reconstructed(pictures, subject.discrete), scenes),
     }
     return {
         name: {**average([read(image, one) for image, one in zip(images, of, strict=True)]), **_distances(images, amount.drawn)}
@@ -91,6 +109,11 @@ def over_seeds_of_objects(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "trained_parameters": first["parameters"],
         "devices": [seed["device"] for seed in seeds],
     }
+
+
+def _reconstructed(pictures: list[Any], tokenizer: str) -> list[Image.Image]:
+    codec = PictureCodec(MMARImageProcessor(UNITS, 3), load_image_tokenizer(WEIGHTS / tokenizer), "vq" in tokenizer)
+    return codec.decode(codec.encode(pictures, torch.device("cpu")))
 
 
 def _share(family: Mapping[str, Any]) -> float:
