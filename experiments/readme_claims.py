@@ -90,6 +90,22 @@ def _table3(r: Cells) -> tuple[str, str]:
     )
 
 
+def _table3_scenes(r: Cells) -> tuple[str, str]:
+    """The same on scenes, with the control of rounding: what epsilon draws in float32."""
+    arms, names = r["arms"], ("v_mixed", "eps_mixed", "vq", "transfusion")
+    reading = {n: arms[n]["reading"]["test"]["mean"]["mean"] for n in names}
+    distance = {n: arms[n]["drawing"]["last"]["frechet"]["mean"] for n in names}
+    read, drawn = ", ".join(f"{100 * reading[n]:.0f} %" for n in names), ", ".join(f"{distance[n]:.4g}" for n in names)
+    exact = arms["eps_mixed"]["drawing"]["last_float32"]["frechet"]["mean"]
+    text = f"v, ε, VQ, transfusion-like: read {read}; Fréchet distance {drawn}; ε drawn in float32 {exact:.4g}"
+    reads, draws = max(reading, key=lambda n: reading[n]), min(distance, key=lambda n: distance[n])
+    verdict = f"{'agrees' if draws == 'v_mixed' else 'disagrees'}: {draws} draws closest" + (
+        "" if reads == draws else f"; disagrees: {reads} reads best here"
+    )
+    alone = _alone(arms["v_mixed"]["reading"]["test"]["mean"])
+    return text + alone, verdict + (f"; {_ALONE}" if alone else "")
+
+
 def _cause(r: Cells) -> tuple[str, str]:
     """How much of the gap of epsilon to v in what is drawn is there in float32, and what the start does to it."""
     arms = r["arms"]
@@ -216,6 +232,7 @@ _CLAIMS: tuple[tuple[str, str, str, str, Found], ...] = (
     ),
     ("The same in MMAR's own head", "figure 3A", "table3.py --preset cpu", "table3-cpu", _gap_in_mmar),
     ("v reads and draws better than ε, VQ, transfusion-like", "table 3", "table3.py --preset cpu", "table3-cpu", _table3),
+    ("The same, on scenes", "table 3", "table3_scenes.py --preset cpu", "table3_scenes-cpu", _table3_scenes),
     ("ε draws worse than v because of bf16", "section 4.4", "table3.py --preset cpu", "table3-cpu", _cause),
     ("One model reads and draws well", "section 4", "mmar_digits.py --preset cpu", "mmar_digits-cpu", _digits),
     ("The same, of several objects", "section 4", "mmar_scenes.py --preset cpu", "mmar_scenes-cpu", _scenes),
