@@ -3,8 +3,8 @@ r"""Table 3 of the paper in small, on drawn scenes: v, epsilon, VQ and transfusi
 One object in each scene, in colour, 32 x 32 pixels: where it lies, what it is, what colour it has. All arms share a frozen
 language model, the data, the steps and one autoencoder architecture, and learn to see and to draw from nothing. MMAR and the
 transfusion-like models have 16 tokens of four latents, VQ has 64 codes. What a diffusion head draws token by token is drawn in
-float32 too: is it rounding that makes epsilon fail? Scenes with pairs of colour and shape that training
-never meets are asked about too; what the autoencoder alone makes of test scenes stands beside what is drawn.
+float32 too: is it rounding that makes epsilon fail? Scenes with pairs of colour and shape that training never meets are asked
+about too; what the autoencoder alone makes of test scenes stands beside what is drawn.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def job(config: Config, key: str, tick: Callable[[int], None]) -> dict[str, Any]
 
 def run(config: Config, *, folder: Path, resume: bool) -> dict[str, Any]:
     """All arms and seeds."""
-    jobs = run_study(job, config, arm_keys(config.arms, config.seeds), units=UNITS, folder=folder, resume=resume)
+    keys = arm_keys(config.arms, config.seeds)
+    anew = [config.runs.arm_folder(*parse_key(key)) for key in keys]
+    jobs = run_study(job, config, keys, units=UNITS, folder=folder, resume=resume, anew=anew)
     return {
         "chance": {**{family: CHANCE[family] for family in FAMILIES}, "mean": sum(CHANCE[f] for f in FAMILIES) / len(FAMILIES)},
         "references": references(config.amount),
