@@ -11,7 +11,7 @@ their reconstructions, stands beside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from experiments.pictures import packed
 from experiments.scene_words import read_captions
 from experiments.training_runs import train_stages
 from mmar.data.example import Example
-from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset, average
+from mmar.data.scenes import FAMILIES, SceneDataset, average
 from mmar.data.scenes.vocabulary import Split
-from mmar.evaluation.scenes import Drawn, draw_scenes, read
-from mmar.evaluation.understanding import ask, by_family, mean_accuracy
+from mmar.evaluation.scenes import Drawn, ask_scenes, draw_scenes, read
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 from mmar.training.pictures import grid
@@ -112,13 +111,8 @@ def show(record: dict[str, Any]) -> str:
 
 
 def _read(pipeline: MMARPipeline, config: Config, split: Split) -> dict[str, Any]:
-    """One question a scene: further ones would tell what the scene holds."""
-    accuracies, families = {}, {}
-    for family in tqdm(FAMILIES, desc=f"questions, {split}"):
-        scenes = SceneDataset(split, config.asked, families=[family])
-        accuracy = accuracies[family] = by_family(ask(pipeline, _all(scenes)))[family]
-        families[family] = {**asdict(accuracy), "standard_error": accuracy.standard_error, "chance": CHANCE[family]}
-    return {"families": families, "mean": mean_accuracy(accuracies)}
+    with tqdm(total=len(FAMILIES), desc=f"questions, {split}") as bar:
+        return ask_scenes(pipeline, split, config.asked, tick=bar.update)
 
 
 def _draw_all(pipeline: MMARPipeline, config: Config, folder: Path) -> dict[str, Any]:

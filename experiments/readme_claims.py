@@ -99,8 +99,9 @@ def _table3_scenes(r: Cells) -> tuple[str, str]:
     exact = arms["eps_mixed"]["drawing"]["last_float32"]["frechet"]["mean"]
     text = f"v, ε, VQ, transfusion-like: read {read}; Fréchet distance {drawn}; ε drawn in float32 {exact:.4g}"
     reads, draws = max(reading, key=lambda n: reading[n]), min(distance, key=lambda n: distance[n])
-    verdict = f"{'agrees' if draws == 'v_mixed' else 'disagrees'}: {draws} draws closest" + (
-        "" if reads == draws else f"; disagrees: {reads} reads best here"
+    shown = {"v_mixed": "v", "eps_mixed": "ε", "vq": "VQ", "transfusion": "transfusion-like"}
+    verdict = f"{'agrees' if draws == 'v_mixed' else 'disagrees'}: {shown[draws]} draws closest" + (
+        "" if reads == draws else f"; disagrees: {shown[reads]} reads best here"
     )
     alone = _alone(arms["v_mixed"]["reading"]["test"]["mean"])
     return text + alone, verdict + (f"; {_ALONE}" if alone else "")

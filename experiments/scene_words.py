@@ -7,7 +7,7 @@ cannot be expected to find in an image. It is kept as a Qwen2 folder, from which
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from experiments.command import run_command
 from experiments.training_runs import train_stages
-from mmar.data.scenes import CHANCE, FAMILIES, SceneDataset
+from mmar.data.scenes import CHANCE, FAMILIES
 from mmar.data.scenes.vocabulary import MAX_OBJECTS, Split
 from mmar.evaluation.reading_text import ask_caption
-from mmar.evaluation.understanding import by_family, mean_accuracy
+from mmar.evaluation.scenes import ask_scenes
 from mmar.pipeline import MMARPipeline
 from mmar.qwen2_weights import save_qwen2
 from mmar.training.loop import FINAL
@@ -91,11 +91,10 @@ def read_captions(
     max_objects: int = MAX_OBJECTS,
 ) -> dict[str, Any]:
     """What a frozen language model finds in the fullest caption, which stands in the place of the image."""
-    accuracies = {}
-    for family in tqdm(families, desc=f"questions about captions, {split}"):
-        scenes = SceneDataset(split, asked, families=[family], max_objects=max_objects)
-        accuracies[family] = by_family(ask_caption(pipeline, [scenes[i] for i in range(asked)]))[family]
-    return {"families": {f: asdict(one) for f, one in accuracies.items()}, "mean": mean_accuracy(accuracies)}
+    with tqdm(total=len(families), desc=f"questions about captions, {split}") as bar:
+        return ask_scenes(
+            pipeline, split, asked, families=families, max_objects=max_objects, asker=ask_caption, tick=bar.update
+        )
 
 
 def show(record: Mapping[str, Any]) -> str:

@@ -14,13 +14,12 @@ from experiments.head_study.decompose import over_seeds
 from experiments.paper_study.measure import Amount, ways_of
 from experiments.paper_study.runs import SUBJECTS, WEIGHTS
 from mmar.data.example import Example
-from mmar.data.scenes import CHANCE, SceneDataset, average
+from mmar.data.scenes import SceneDataset, average
 from mmar.data.scenes.vocabulary import UNITS, Split
 from mmar.evaluation.feature_network import FeatureNetwork
 from mmar.evaluation.feature_training import train_feature_network
 from mmar.evaluation.fidelity import measure_fidelity
-from mmar.evaluation.scenes import draw_scenes, read
-from mmar.evaluation.understanding import ask, by_family, mean_accuracy
+from mmar.evaluation.scenes import ask_scenes, draw_scenes, read
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.picture_codec import PictureCodec
 from mmar.pipeline import MMARPipeline
@@ -38,7 +37,8 @@ DISTANCES = ("frechet", "kernel", "precision", "recall")
 def measure_objects(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[str, Any]:
     """Questions about test scenes and about pairs of colour and shape that training never met; test captions drawn."""
     drawing = {way: _draw(pipeline, settings, amount, seed) for way, settings in ways_of(pipeline, amount.head_steps).items()}
-    return {"reading": {split: read_objects(pipeline, amount.asked, split) for split in SPLITS}, "drawing": drawing}
+    reading = {split: ask_scenes(pipeline, split, amount.asked, families=FAMILIES, max_objects=1) for split in SPLITS}
+    return {"reading": reading, "drawing": drawing}
 
 
 def measure_float32(pipeline: MMARPipeline, amount: Amount, seed: int) -> dict[str, Any]:
@@ -54,16 +54,6 @@ def _draw(pipeline: MMARPipeline, settings: ImageGenerationConfig, amount: Amoun
     drawn = draw_scenes(pipeline, scenes, settings=settings, seed=seed * len(scenes))
     distances = _distances([one.image for one in drawn], amount.drawn)
     return {**average([one.score for one in drawn]), **distances, "settings": settings.to_dict()}
-
-
-def read_objects(pipeline: MMARPipeline, asked: int, split: Split) -> dict[str, Any]:
-    """``asked`` questions of each family, each about a scene of its own; ``mean`` is our AVE."""
-    accuracies = {}
-    for family in FAMILIES:
-        scenes = SceneDataset(split, asked, families=[family], max_objects=1)
-        accuracies[family] = by_family(ask(pipeline, [scenes[i] for i in range(asked)]))[family]
-    families = {name: {**asdict(one), "chance": CHANCE[name]} for name, one in accuracies.items()}
-    return {"families": families, "mean": mean_accuracy(accuracies)}
 
 
 def captions_of(split: Split, count: int, *, seed: int = 0) -> list[Example]:

@@ -1,14 +1,17 @@
-"""What drawn scenes show, read by the exact detector."""
+"""Scenes as a benchmark: questions of each family, and what drawn ones show, read by the exact detector."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from PIL import Image
 
 from mmar.data.example import Example
-from mmar.data.scenes import Scene, SceneScore, detect, score
+from mmar.data.scenes import CHANCE, FAMILIES, Scene, SceneDataset, SceneScore, detect, score
+from mmar.data.scenes.vocabulary import MAX_OBJECTS, Split
+from mmar.evaluation.understanding import Answered, ask, by_family, mean_accuracy
 from mmar.generation.settings import ImageGenerationConfig
 from mmar.pipeline import MMARPipeline
 
@@ -26,6 +29,43 @@ class Drawn:
     caption: str
     image: Image.Image
     score: SceneScore
+
+
+def ask_scenes(
+    pipeline: MMARPipeline,
+    split: Split,
+    asked: int,
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    max_objects: int = MAX_OBJECTS,
+    asker: Callable[[MMARPipeline, list[Example]], list[Answered]] = ask,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Ask about scenes, family by family, each question about a scene of its own: a second would tell what the scene holds.
+
+    Args:
+        pipeline: Answers.
+        split: Of the scenes.
+        asked: Questions of each family.
+        families: Of questions.
+        max_objects: In a scene.
+        asker: ``ask``, about images; :func:`mmar.evaluation.reading_text.ask_caption` asks about captions instead.
+        tick: Told the number of families that are done.
+
+    Returns:
+        ``families``: right answers, questions, standard error and chance of each; ``mean``: over families, our AVE.
+    """
+    accuracies = {}
+    for family in families:
+        scenes = SceneDataset(split, asked, families=[family], max_objects=max_objects)
+        accuracies[family] = by_family(asker(pipeline, [scenes[i] for i in range(asked)]))[family]
+        if tick is not None:
+            tick(1)
+    found = {name: {**asdict(one), "standard_error": one.standard_error} for name, one in accuracies.items()}
+    return {
+        "families": {name: {**one, "chance": CHANCE[name]} for name, one in found.items()},
+        "mean": mean_accuracy(accuracies),
+    }
 
 
 def draw_scenes(

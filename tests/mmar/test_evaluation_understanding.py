@@ -13,9 +13,9 @@ from PIL import Image
 
 from mmar.data.digits import DigitDataset
 from mmar.data.example import Example
-from mmar.data.scenes import Scene, SceneDataset, draw
+from mmar.data.scenes import CHANCE, Scene, SceneDataset, draw
 from mmar.evaluation.digits import DigitReader
-from mmar.evaluation.scenes import draw_scenes, read
+from mmar.evaluation.scenes import ask_scenes, draw_scenes, read
 from mmar.evaluation.understanding import Accuracy, Answered, ask, by_family, mean_accuracy, normalized
 
 
@@ -190,3 +190,26 @@ def test_noise_and_other_digits_are_not_read_as_asked(reader: DigitReader) -> No
     assert (reader.read(noise) == asked).mean() < 0.25
     with pytest.raises(ValueError, match="images must be of 8 x 8 pixels, got 9 x 8"):
         reader.read([noise[0], Image.new("L", (9, 8))])
+
+
+def test_scenes_are_asked_family_by_family_and_once_each() -> None:
+    seen: list[list[Example]] = []
+
+    def half_right(_: Any, group: list[Example]) -> list[Answered]:
+        seen.append(group)
+        turns = [(one, *one.turns[0], one.meta["families"][0]) for one in group]
+        return [
+            Answered(one.key, family, question, answer, answer if i % 2 else "no idea")
+            for i, (one, question, answer, family) in enumerate(turns)
+        ]
+
+    done: list[int] = []
+    found = ask_scenes(None, "held_out", 8, families=("colour", "position"), max_objects=1, asker=half_right, tick=done.append)
+    assert [{example.meta["families"][0] for example in group} for group in seen] == [{"colour"}, {"position"}]
+    assert all(len(group) == len({one.key for one in group}) == 8 for group in seen)
+    assert all(len(one.turns) == 1 and len(one.meta["scene"]["objects"]) == 1 for group in seen for one in group)
+    assert found["mean"] == 0.5
+    assert {name: (one["right"], one["asked"], one["chance"]) for name, one in found["families"].items()} == {
+        name: (4, 8, CHANCE[name]) for name in ("colour", "position")
+    }
+    assert done == [1, 1]
