@@ -1,4 +1,4 @@
-r"""What nobody has shown: heads, orders, positions, numbers of tokens and switches of precision, each against MMAR on digits.
+r"""One thing changed at a time: heads, orders, positions, numbers of tokens and switches of precision, against MMAR on digits.
 
 Flow, EDM and clean-token heads in the place of v; raster order with causal attention in the place of a random order; a RoPE
 position for each image token in the place of one for all; a noised context in the place of a clean one; 4, 16 and 64 tokens an

@@ -1,4 +1,4 @@
-r"""Can MMAR learn four images by heart, both ways, and what does epsilon-prediction do there?
+r"""Can MMAR overfit four images, both ways, and what does epsilon-prediction do there?
 
 Four digit scans with captions and questions. A small Qwen2 learns the text alone, is frozen, and the rest is trained on drawing
 and reading the four images, in bf16. Then each image is drawn from its caption and every question is asked. A model that cannot

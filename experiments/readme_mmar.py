@@ -32,7 +32,7 @@ def sizes() -> str:
 
 
 def overfit() -> str:
-    """Four images by heart."""
+    """Overfitting four images."""
     record = read_record("overfit_four-cpu")
     rows = []
     for prediction in record["config"]["predictions"]:

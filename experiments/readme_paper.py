@@ -67,7 +67,7 @@ def table1() -> str:
             percent(cell, seeds) for cell in (one["reading"], one["reading_captions"], last["recognised"])
         )
         rows.append([size, trained, read, told, recognised, number(last["frechet"], seeds)])
-    sizes = table(["MMAR", "trained parameters", "read", "captions read", "drawn, from t = 999", "Frechet"], rows)
+    sizes = table(["MMAR", "trained parameters", "read", "captions read", "drawn, from t = 999", "Fréchet"], rows)
     return f"{_arms(record)}\n\n{sizes}"
 
 
@@ -89,7 +89,7 @@ def image_order() -> str:
         rows.append([IMAGE_ORDERS[way], str(seeds), *cells])
     real = results_of(record)["reference"]
     rows.append(["real scans", "", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", f"{real['recall']:.3g}"])
-    return table(["training, order of drawing", "seeds", "read", "recognised", "Frechet", "recall"], rows)
+    return table(["training, order of drawing", "seeds", "read", "recognised", "Fréchet", "recall"], rows)
 
 
 def speed_quality() -> str:
@@ -109,7 +109,7 @@ def speed_quality() -> str:
         cells.append("yes" if way["within_spread"] else "no")
         rows.append([f"**{name}**" if name == found["best"] else name, *cells])
     header = ["AR x head steps, solver", "calls of the head", "times fewer", "times faster"]
-    return table([*header, "Frechet distance", "recognised", "recall", "as good as the full recipe"], rows)
+    return table([*header, "Fréchet distance", "recognised", "recall", "as good as the full recipe"], rows)
 
 
 _WAYS = {
@@ -143,7 +143,7 @@ def sampler_precision() -> str:
                     "" if drawn is None else number(drawn["frechet"], seeds),
                 ]
             )
-    return table(["head; sampler", "error predicted", "measured", "ratio", "recognised", "Frechet"], rows)
+    return table(["head; sampler", "error predicted", "measured", "ratio", "recognised", "Fréchet"], rows)
 
 
 def _ratio(measured: float | None, predicted: float | None) -> str:
@@ -165,7 +165,7 @@ def _arms(record: str) -> str:
     real = found["reference"]
     rows.append(["real scans", "", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
     start = f"from t = {found['safe_start']:g}" if "safe_start" in found else "from a safe t"
-    return table(["arm", "read", "drawn, from t = 999", "Frechet", start, "Frechet"], rows)
+    return table(["arm", "read", "drawn, from t = 999", "Fréchet", start, "Fréchet"], rows)
 
 
 def exists(record: str) -> bool:

@@ -42,7 +42,7 @@ from experiments.paper_study.study import (
 from mmar.data.scenes import CHANCE
 
 WAYS = {
-    "last": "Frechet",
+    "last": "Fréchet",
     "last_float32": "in float32",
     "safe": "from a safe t",
     "safe_float32": "in float32",

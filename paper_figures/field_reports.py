@@ -8,9 +8,7 @@ c: the same, the largest training loss near the clean end, in stretches of the t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,8 @@ from matplotlib.lines import Line2D
 from diffparam import EPSILON, X0
 from experiments.field_study.missing import numbers
 from experiments.field_study.reports import FOLK_CLAMP, REPORTS
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 OUTPUTS = {
     "x": ("x, no clamp", style.look("sample").color),
@@ -138,14 +136,7 @@ def _spikes(ax: Axes, report: dict[str, Any], steps: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Two public reports, from a record of experiments/field_reports.py.")
-    parser.add_argument(
-        "--record", default="field_reports-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder of the picture (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "field_reports", args.out))
+    figure_command("field_reports", draw, argv)
 
 
 if __name__ == "__main__":

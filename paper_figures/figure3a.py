@@ -8,9 +8,7 @@ d: the direct part, measured with the same weights in two precisions, and three 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,8 @@ from matplotlib.figure import Figure
 
 from diffparam import Schedule
 from experiments.head_study.decompose import HIGH_NOISE
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 PARTS = {
     "float32_gap": ("the float32 control's gap", style.SKY_BLUE, ""),
@@ -120,14 +118,7 @@ def _loss(results: dict[str, Any], arm: str) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Figure 3A with its controls, from a record of experiments/eps_vs_v.py.")
-    parser.add_argument(
-        "--record", default="eps_vs_v-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder for figure3a.png (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "figure3a", args.out))
+    figure_command("figure3a", draw, argv, experiment="eps_vs_v")
 
 
 if __name__ == "__main__":

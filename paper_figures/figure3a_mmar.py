@@ -5,15 +5,13 @@ The panels are those of ``figure3a.py``; heads, conditions and tokens are those 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.record import read_record
-from paper_figures import figure3a, style
+from paper_figures import figure3a
+from paper_figures.from_record import figure_command
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -30,14 +28,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Figure 3A in MMAR's own head, from a record of experiments/table3.py.")
-    parser.add_argument("--record", default="table3-cpu", help="name in experiments/records, or a path (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=style.FOLDER, help="folder for figure3a_mmar.png (default: beside this script)"
-    )
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "figure3a_mmar", args.out))
+    figure_command("figure3a_mmar", draw, argv, experiment="table3")
 
 
 if __name__ == "__main__":

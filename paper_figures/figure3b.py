@@ -6,16 +6,14 @@ of the guided output in bf16 over that of one branch, at six noise levels, and :
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 LENGTHS = ((style.VERMILLION, "o", (0, (5, 1.5))), (style.BLUE, "^", "-"), (style.GREEN, "s", "-"))
 
@@ -53,14 +51,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Figure 3B, from a record of experiments/figure3b.py.")
-    parser.add_argument(
-        "--record", default="figure3b-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder for figure3b.png (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "figure3b", args.out))
+    figure_command("figure3b", draw, argv)
 
 
 if __name__ == "__main__":

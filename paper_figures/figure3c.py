@@ -5,15 +5,13 @@ Mean accuracy over families of questions about test scans; bands span the seeds;
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 CURVES = {"tuned": ("after a short tuning on questions", style.BLUE, "o"), "plain": ("as it is", style.ORANGE, "s")}
 
@@ -40,14 +38,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Figure 3C, from a record of experiments/figure3c.py.")
-    parser.add_argument(
-        "--record", default="figure3c-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder for figure3c.png (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "figure3c", args.out))
+    figure_command("figure3c", draw, argv)
 
 
 if __name__ == "__main__":

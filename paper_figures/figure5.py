@@ -6,9 +6,7 @@ dotted line is real test scans.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments.paper_study.arms import ARMS
 from experiments.pictures import unpacked
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 SHOWN = ("stage1_only", "v_mixed")
 COLORS = {"stage1_only": style.VERMILLION, "v_mixed": style.BLUE, "normal": style.GREEN, "uniform": style.GREY}
@@ -56,12 +54,7 @@ def _sheet(pictures: Sequence[str], columns: int = 10) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Figure 5, from a record of experiments/figure5.py.")
-    parser.add_argument("--record", default="figure5-cpu", help="name in experiments/records, or a path (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder for figure5.png (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "figure5", args.out))
+    figure_command("figure5", draw, argv)
 
 
 if __name__ == "__main__":

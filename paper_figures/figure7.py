@@ -5,16 +5,14 @@ A panel a family of questions about test scans; the line is MMAR, which reads cl
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.paper_study.arms import ARMS
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 COLORS = (style.VERMILLION, style.ORANGE, style.GREEN)
 MARKERS = ("o", "s", "^")
@@ -49,12 +47,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Figure 7, from a record of experiments/figure7.py.")
-    parser.add_argument("--record", default="figure7-cpu", help="name in experiments/records, or a path (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder for figure7.png (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "figure7", args.out))
+    figure_command("figure7", draw, argv)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ the distance of the branches. c: error of the final sample; dashed: ``predict_er
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffparam import guidance_error_gain
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 LEVELS = ((style.VERMILLION, "o"), (style.ORANGE, "s"), (style.SKY_BLUE, "^"))
 """Of the smallest, the middle and the largest noise level drawn."""
@@ -102,16 +100,7 @@ def _axes(ax: Axes, title: str, ylabel: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="What guidance does to rounding errors, from experiments/guidance_error.py.")
-    parser.add_argument(
-        "--record", default="guidance_error-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=style.FOLDER, help="folder for guidance_error.png (default: beside this script)"
-    )
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "guidance_error", args.out))
+    figure_command("guidance_error", draw, argv)
 
 
 if __name__ == "__main__":

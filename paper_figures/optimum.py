@@ -7,10 +7,8 @@ search. c: rms error of v over that of the optimum.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,8 @@ from matplotlib.figure import Figure
 
 from diffparam import AngularParam
 from experiments.optimum import target_ratio
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 COLORS = {0.25: style.PURPLE, 0.5: style.VERMILLION, 1.0: style.BLUE, 2.0: style.GREEN, 4.0: style.ORANGE}
 """By standard deviation of the data."""
@@ -112,12 +110,7 @@ def _axes(ax: Axes, title: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="The angle that loses least to rounding, from experiments/optimum.py.")
-    parser.add_argument("--record", default="optimum-cpu", help="name in experiments/records, or a path (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder for optimum.png (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "optimum", args.out))
+    figure_command("optimum", draw, argv)
 
 
 if __name__ == "__main__":

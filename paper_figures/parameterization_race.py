@@ -7,9 +7,7 @@ c: Frechet distance of samples over the predicted floor, by loss weighting and p
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.field_study.race_arms import PARAMS, PRECISIONS, WEIGHTINGS, arm_name
-from experiments.record import read_record
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgewidth": 0.8}
 MARKERS = {"own": ("o", "own loss"), "v": ("s", "v loss")}
@@ -122,14 +120,7 @@ def _time_axis(ax: Axes, title: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Five outputs, from a record of experiments/parameterization_race.py.")
-    parser.add_argument(
-        "--record", default="parameterization_race-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder of the picture (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "parameterization_race", args.out))
+    figure_command("parameterization_race", draw, argv)
 
 
 if __name__ == "__main__":

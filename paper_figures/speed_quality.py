@@ -6,17 +6,15 @@ what drawing again does to the full recipe, the black cross: a way inside it is 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.record import read_record
 from experiments.speed_quality import PAPER
 from paper_figures import style
+from paper_figures.from_record import figure_command
 
 SOLVERS = {
     "ddpm": ("DDPM", style.VERMILLION, "o"),
@@ -74,14 +72,7 @@ def _number(cell: Any) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure and print where it is."""
-    parser = argparse.ArgumentParser(description="Speed against quality, from a record of experiments/speed_quality.py.")
-    parser.add_argument(
-        "--record", default="speed_quality-cpu", help="name in experiments/records, or a path (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=style.FOLDER, help="folder of the picture (default: beside this script)")
-    args = parser.parse_args(argv)
-    with style.applied():
-        print(style.save(draw(read_record(args.record)), "speed_quality", args.out))
+    figure_command("speed_quality", draw, argv)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ ABLATIONS = _named(
         for grid in (2, 4, 8)
     ),
 )
-"""What nobody has shown: other heads, orders, positions, a noised context, switches of precision, numbers of tokens."""
+"""One thing changed: other heads, orders, positions, a noised context, switches of precision, numbers of tokens."""
 
 ARMS = {**TABLE3, **TABLE1, **MASKS, **ABLATIONS}
 """All arms by name."""
