@@ -7,16 +7,29 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 
 from diffparam import EPSILON, FLOW, SCORE, X0, AngularParam, Schedule, V, ddim_coefficients
 from experiments.record import read_record
-from paper_figures import figure3a, figure4, kappa, style
+from paper_figures import (
+    ablations,
+    arm_rows,
+    figure3a,
+    figure4,
+    image_order,
+    kappa,
+    sampler_precision,
+    style,
+    table1,
+    table3_scenes,
+)
 
 SCRIPTS = Path(style.__file__).parent
 DRAWN = {  # stem: size in inches of the default picture, None for what follows from the data
@@ -215,3 +228,44 @@ def test_figure_3a_shows_the_record() -> None:
 def test_a_missing_record_names_the_command() -> None:
     with pytest.raises(FileNotFoundError, match=r"python experiments/eps_vs_v\.py --preset missing"):
         figure3a.main(["--record", "eps_vs_v-missing"])
+
+
+# -- rows of arms -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("figure", [ablations, image_order, sampler_precision, table1, table3_scenes])
+def test_comparisons_are_drawn_from_their_records(figure: ModuleType, tmp_path: Path) -> None:
+    figure.main(["--out", str(tmp_path)])
+    with Image.open(tmp_path / f"{figure.__name__.rpartition('.')[2]}.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 100  # not an empty page
+
+
+def points(ax: Axes, marker: str) -> list[tuple[float, float]]:
+    return [tuple(point) for line in ax.lines if line.get_marker() == marker for point in line.get_xydata()]
+
+
+def test_rows_show_each_seed_or_the_range() -> None:
+    seeds, alone = {"mean": 0.5, "min": 0.4, "max": 0.6, "seeds": [0.6, 0.4]}, {"mean": 3.0, "min": 2.0, "max": 4.0}
+    rows = [arm_rows.Row("one", "red", seeds, {"last": alone}), arm_rows.Row("two", "blue", None, {"other": alone})]
+    a, b = style.figure(2, 2).subplots(1, 2)
+    arm_rows.draw_rows(a, b, rows, {"last": ("o", arm_rows.FILLED), "safe": ("s", arm_rows.OPEN)}, reference=1.0)
+    assert points(a, "o") == [(60.0, 0.0), (40.0, 0.0)]  # per cent
+    assert points(b, "o") == [(3.0, 0.0)]
+    assert points(b, "s") == []  # not drawn in that way
+    bars = [list(line.get_xdata()) for line in (*a.lines, *b.lines) if line.get_marker() == "None"]
+    assert bars == [[40.0, 60.0], [2.0, 4.0], [1, 1]]  # ranges, and the dotted line of real images
+    assert [label.get_text() for label in a.get_yticklabels()] == ["one", "two"]
+
+
+def test_scenes_show_float32_beside_bf16() -> None:
+    record = read_record("table3_scenes-cpu")
+    _, distances = table3_scenes.draw(record).axes
+    arms = list(record["results"]["arms"].values())
+    exact = [
+        (arm["drawing"][way]["frechet"]["mean"], at)
+        for at, arm in enumerate(arms)
+        for way in ("last_float32", "safe_float32")
+        if way in arm["drawing"]
+    ]
+    assert sorted(points(distances, "x")) == sorted(exact)
+    assert len(exact) == 4  # v and epsilon, from either start
