@@ -84,9 +84,9 @@ class RelativeError:
 
     def apply(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``value (1 + delta xi)``, xi drawn from ``generator`` (of the device of ``value``)."""
-        if self.law == "constant":
-            return value * (1.0 + self.rms)
         dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32
+        if self.law == "constant":
+            return (value.to(dtype) * (1.0 + self.rms)).to(value.dtype)
         options: dict[str, Any] = {"generator": generator, "dtype": dtype, "device": value.device}
         if self.law == "gaussian":
             xi = torch.randn(value.shape, **options)

@@ -67,6 +67,10 @@ class GaussianMixture:
         Raises:
             ValueError: At phi = 0 with a point mass, where the posterior has no density.
         """
+        return self._predict_v(x_t, phi).to(x_t.dtype)
+
+    def _predict_v(self, x_t: Tensor, phi: Angle) -> Tensor:
+        """The same, left in float64."""
         check_sample(x_t, "x_t")
         if x_t.ndim != 2 or x_t.shape[1] != self.means.shape[1]:
             raise ValueError(f"x_t must have shape (batch, {self.means.shape[1]}), got {tuple(x_t.shape)}")
@@ -83,11 +87,11 @@ class GaussianMixture:
         log_density = -0.5 * ((offset**2).sum(-1) / variance[..., 0] + dim * variance[..., 0].log())
         posterior = torch.softmax(log_density + self.weights.to(x).log(), dim=-1)[..., None]
         v = c * s * (1 - stds**2) / variance * offset - s * means
-        return (posterior * v).sum(1).to(x_t.dtype)
+        return (posterior * v).sum(1)
 
     def output(self, x_t: Tensor, phi: Angle, *, param: AngularParam) -> Tensor:
-        """The ideal network's output in any parameterization."""
-        return convert(self.predict_v(x_t, phi), x_t, phi, source=V, target=param)
+        """The ideal network's output in any parameterization: in float64, then rounded once to the dtype of ``x_t``."""
+        return convert(self._predict_v(x_t, phi), x_t.double(), phi, source=V, target=param).to(x_t.dtype)
 
     def model(self, schedule: Schedule, param: AngularParam) -> Callable[[Tensor, Tensor], Tensor]:
         """The ideal network as a sampler calls it: ``model(x_t, t)`` with ``t`` of shape ``(batch,)`` from the schedule.
@@ -97,6 +101,7 @@ class GaussianMixture:
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
             phi = schedule.phi_at(t)
-            return self.output(x_t / lift(schedule.state.scale(phi), x_t), phi, param=param)
+            x = x_t.double()  # rounded once, at the end
+            return self.output(x / lift(schedule.state.scale(phi), x), phi, param=param).to(x_t.dtype)
 
         return network

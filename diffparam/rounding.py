@@ -151,7 +151,8 @@ def round_to(
         generator: Source of the random bits of ``stochastic``, on the device of ``x``.
 
     Returns:
-        Same shape, dtype and device. Where the dtype of ``x`` is itself narrower than ``fmt`` nothing changes.
+        Same shape, dtype and device. Where the dtype of ``x`` has fewer digits and no more range than ``fmt`` nothing changes.
+        A result that it cannot hold (float16's 65504 rounds to 65536 in bf16) is infinite: convert ``x`` first.
     """
     check_sample(x, "x")
     _require_mode(mode)

@@ -29,6 +29,8 @@ _OTHER_ENDS = {  # defaults that are not DDPM's
     "TCDScheduler": "scaled_linear",
 }
 """Classes whose betas run from 0.00085 to 0.012 by default, and how."""
+_OWN_SCHEDULES = ("snr_shift_scale", "scaler")
+"""What changes the schedule of classes that are not covered (CogVideoX's, Wuerstchen's)."""
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -49,12 +51,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     name = _class_name(config)
     steps = check_count(config.get("num_train_timesteps", 1000), "num_train_timesteps", low=1, high=1_000_000)
     if name in _FLOW_CLASSES:
-        if config.get("use_dynamic_shifting"):
-            raise ValueError(
-                "use_dynamic_shifting must be off, got on; its shift depends on the image, so give it: "
-                "Schedule.rectified_flow(shift=...)"
-            )
-        return Schedule.rectified_flow(steps, shift=config.get("shift", 1.0), time_scale=steps)
+        return _flow_schedule(config, steps, "shift")
     if name in _EDM_CLASSES:
         ramp = config.get("sigma_schedule", "karras")
         if ramp != "karras":
@@ -62,7 +59,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
         options = {k: config[k] for k in ("sigma_min", "sigma_max", "rho") if k in config}
         return Schedule.karras(steps, **options)
     if config.get("use_flow_sigmas"):
-        return Schedule.rectified_flow(steps, shift=config.get("flow_shift", 1.0), time_scale=steps)
+        return _flow_schedule(config, steps, "flow_shift")
     schedule = _beta_schedule(config, steps)
     return schedule.rescale_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
 
@@ -97,11 +94,28 @@ def _class_name(config: Mapping[str, Any]) -> str:
                 "_class_name must be in the config of a scheduler without betas, got none; scheduler.config leaves it out, so "
                 'add it: {"_class_name": type(scheduler).__name__, **scheduler.config}'
             )
+        if "beta_schedule" not in config and config.get("trained_betas", ()) is None:
+            raise ValueError(
+                "_class_name must be in a config without beta_schedule, got none: its class has a schedule of its own; add it: "
+                '{"_class_name": type(scheduler).__name__, **scheduler.config}'
+            )
+        unread = [key for key in _OWN_SCHEDULES if key in config]
+        if unread:
+            raise UnknownName("option of the schedule", unread[0], ("beta_schedule", "beta_start", "beta_end", "trained_betas"))
         name = "DDPMScheduler"
     known = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES)
     if name not in known:
         raise UnknownName("_class_name", name, known)
     return str(name)
+
+
+def _flow_schedule(config: Mapping[str, Any], steps: int, shift: str) -> Schedule:
+    if config.get("use_dynamic_shifting"):
+        raise ValueError(
+            "use_dynamic_shifting must be off, got on; its shift depends on the image, so give it: "
+            "Schedule.rectified_flow(shift=...)"
+        )
+    return Schedule.rectified_flow(steps, shift=config.get(shift, 1.0), time_scale=steps)
 
 
 def _beta_schedule(config: Mapping[str, Any], steps: int) -> Schedule:

@@ -163,10 +163,12 @@ def outspoken(plan: Plan, sigma_data: float) -> Sensitivity:
     x_sq = (np.cos(plan.phi_t) * sigma_data) ** 2 + np.sin(plan.phi_t) ** 2
     more = (plan.param.r_at(plan.phi_t) * plan.param.sin_theta(plan.phi_t) * sigma_data) ** 2 / x_sq
     output_sq = sizes.output_sq + more
+    end = plan.phi_s[-1]
     return replace(
         sizes,
         output_sq=output_sq,
         change_sq=sizes.change_sq + plan.gain_u**2 * more,
+        final_sq=max(sizes.final_sq, float((np.cos(end) * sigma_data) ** 2 + np.sin(end) ** 2)),
         relative_gain=np.abs(sizes.output_gain) * np.sqrt(output_sq),
         output_amplitude=None,
         input_amplitude=None,

@@ -190,6 +190,8 @@ def _told(done: Converted, source: str, target: str) -> str:
 def _schedule(options: argparse.Namespace) -> Schedule | None:
     if options.schedule is not None and options.scheduler is not None:
         raise BadInput("give one of --schedule and --scheduler, got both")
+    if options.train_steps is not None and options.schedule is None:
+        raise BadInput("--train-steps must go with --schedule; a scheduler's config has its own num_train_timesteps")
     if options.scheduler is not None:
         return read_scheduler(_config(options.scheduler)).training
     return None if options.schedule is None else parse_schedule(options.schedule, options.train_steps)

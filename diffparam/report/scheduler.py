@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from diffparam.errors import UnknownName
 from diffparam.integrations._scheduler_config import translate_config
-from diffparam.integrations._scheduler_grid import sampling_grid
+from diffparam.integrations._scheduler_grid import grid_of_times, sampling_grid
 from diffparam.integrations._scheduler_settings import SchedulerSettings
 from diffparam.integrations.diffusers_config import param_from_config, schedule_from_config
 from diffparam.parameterization import AngularParam
@@ -33,6 +35,8 @@ _STAND_INS = {
 }
 """Whose grid and whose solver speak for a scheduler that has no plan of its own."""
 _NAMES = {"dpm_solver++2m": "dpm_solver"}
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""They visit a part of the timesteps of their distillation, whatever ``timestep_spacing`` says."""
 DEFAULT_STEPS = 50
 
 
@@ -83,7 +87,11 @@ def read_scheduler(
     told = {**told, "thresholding": False} if "thresholding" in told else told
     settings = _settings(told, given, spacing)
     training = settings.training_schedule()
-    grid = sampling_grid(settings, training, step_count(steps, len(training)))
+    if name in _DISTILLED:
+        times = _distilled_times(told, len(training), steps)
+        grid = grid_of_times(settings, training, times)
+    else:
+        grid = sampling_grid(settings, training, step_count(steps, len(training)))
     if grid.state.kind == "ve" and settings.rescale_betas_zero_snr:
         training, grid = training.with_state(VP), grid.with_state(VP)
         notes += ("sigma is infinite at zero terminal SNR (diffusers puts 4096): reported in the variance-preserving state",)
@@ -99,6 +107,16 @@ def read_scheduler(
         settings.sigma_data,
         notes,
     )
+
+
+def _distilled_times(options: Mapping[str, Any], available: int, steps: int | None) -> np.ndarray:
+    """Timesteps of LCM and TCD, rising: equally spaced among those of the distillation, from the noisiest."""
+    original = options["original_inference_steps"]
+    if not 1 <= original <= available:
+        raise BadInput(f"original_inference_steps must lie in [1, {available}], got {original}")
+    count = step_count(steps, original)
+    visited = np.arange(original, 0, -1) * (available // original) - 1
+    return visited[np.floor(np.linspace(0, original, count, endpoint=False)).astype(np.int64)][::-1].astype(np.float64)
 
 
 def step_count(steps: int | None, available: int) -> int:
@@ -134,7 +152,10 @@ def _edm(options: dict[str, Any], steps: int | None, spacing: str | None, solver
         raise BadInput(f"spacing must be left out for an EDM scheduler, got {spacing!r}; its sigmas are Karras' ramp")
     told = {**DEFAULTS[options["_class_name"]], **options}
     training = schedule_from_config(told)
-    grid = schedule_from_config({**told, "num_train_timesteps": max(2, step_count(steps, len(training)))})
+    count = step_count(steps, len(training))
+    if count < 2:
+        raise BadInput(f"steps must be at least 2 for an EDM scheduler, got {count}: its ramp runs between two sigmas")
+    grid = schedule_from_config({**told, "num_train_timesteps": count})
     own = "ddim" if told["_class_name"] == "EDMEulerScheduler" else "dpm_solver"
     return SchedulerRun(
         told["_class_name"],

@@ -38,7 +38,7 @@ _CLIPPED_LAMBDA = {"lambda_min_clipped": -math.inf, "variance_type": None}
 _NARROW = {"beta_start": 0.00085, "beta_end": 0.012}
 _DDIM = {**_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, **_TO_ONE}
 _DDPM = {**_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"}
-_LCM = {**_DDIM, **_NARROW, "beta_schedule": "scaled_linear", "clip_sample": False}
+_LCM = {**_DDIM, **_NARROW, "beta_schedule": "scaled_linear", "clip_sample": False, "original_inference_steps": 50}
 _HEUN = {**_LINSPACE, **_NARROW, **_SIGMAS}
 _EDM = {
     "num_train_timesteps": 1000,
