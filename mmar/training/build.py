@@ -15,7 +15,7 @@ from mmar.data.order import StreamSettings
 from mmar.image_head import DiffusionTokenHead
 from mmar.model import MMARForConditionalGeneration
 from mmar.pipeline import IMAGE_TOKENIZER_FOLDER
-from mmar.processing import ChatFormat, MMARImageProcessor, MMARProcessor, train_tokenizer
+from mmar.processing import ChatFormat, MMARImageProcessor, MMARProcessor, add_image_tokens, train_tokenizer
 from mmar.tokenizers import ImageTokenizer, LatentScale, PackedTokenizer, PatchTokenizer, load_image_tokenizer
 from mmar.training.config import ModelSource, TrainingConfig
 from mmar.training.sources import make_stream, texts_of
@@ -164,8 +164,11 @@ def _processor(config: TrainingConfig, model_config: MMARConfig, image_tokenizer
         return MMARProcessor.from_pretrained(config.model.checkpoint)
     chat = ChatFormat(system_prompt=config.tokenizers.system_prompt or None)
     tokenizer: PreTrainedTokenizerBase
+    if folder is not None and not Path(folder).is_dir():
+        raise FileNotFoundError(f"tokenizers.text must be an existing folder, got {folder}; fetch or train it first")
     if folder is not None or config.model.qwen2 is not None:
         tokenizer = AutoTokenizer.from_pretrained(folder or config.model.qwen2)
+        add_image_tokens(tokenizer, model_config.text_config.vocab_size)  # Qwen2's own has none
     else:
         words = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1), image_tokenizer)
         tokenizer = train_tokenizer(texts_of(words, chat), model_config.text_config.vocab_size)

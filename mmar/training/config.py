@@ -261,6 +261,12 @@ def check_config(config: TrainingConfig) -> None:
         value = getattr(config.optimizer, name)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"optimizer.{name} must be positive, got {value}")
+    for name in ("warmup", "decay", "weight_decay"):
+        value = getattr(config.optimizer, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"optimizer.{name} must not be negative, got {value}")
+    for steps in config.saving.sample_steps:
+        _at_least("saving.sample_steps", steps, 1)
     if not 0 <= config.describing <= 1:
         raise ValueError(f"describing must lie in [0, 1], a share of rows, got {config.describing}")
     if not 0 <= config.ema < 1:

@@ -109,8 +109,6 @@ class Trainer:
                         log.tick(loss=values["loss"], text=values["text_loss"], image=values["image_loss"])
                         if self.step % saving.log_every == 0 or self.step == config.steps:
                             log.line(self.step, **values, **meter.read(self.flops))
-                    if saving.samples_every and self.step % saving.samples_every == 0:
-                        self._draw(log)
                     asked = self.processes.anyone(stop.asked is not None)
                     if asked or self.step % saving.every == 0 or self.step == config.steps:
                         path = self._save()
@@ -118,6 +116,8 @@ class Trainer:
                         if log is not None:
                             log.say(f"{stop.asked or 'a signal'}: saved {path}; go on with --resume")
                         return path
+                    if saving.samples_every and self.step % saving.samples_every == 0:
+                        self._draw(log)  # after the checkpoint: a drawing that fails costs no step
             return self._finish(log)
         finally:
             if log is not None:

@@ -46,13 +46,14 @@ def grid(pictures: list[Image.Image], columns: int = 8, side: int = SIDE) -> Ima
     return sheet
 
 
-def _first_captions(config: TrainingConfig, tokenizer: ImageTokenizer, count: int = 8) -> list[str]:
+def _first_captions(config: TrainingConfig, tokenizer: ImageTokenizer, count: int = 8) -> list[str | None]:
+    """None, unconditional, where the data have no captions."""
     stream = make_stream(config.data, StreamSettings(seed=config.seed, epochs=1), tokenizer)
-    captions = []
+    captions: list[str | None] = []
     for item in stream.read():
         example = item[1] if isinstance(item, tuple) else item
         if example.caption is not None:
             captions.append(example.caption)
         if len(captions) == count:
             break
-    return captions
+    return captions or [None] * count

@@ -120,16 +120,20 @@ def _description(example: Example, rng: Random) -> str | None:
 
 
 def _asked(example: Example, rng: Random, questions: int, describing: float) -> UnderstandingSample:
-    """Questions in a random order; for the share ``describing`` a third of them, and a description is asked for too.
+    """Questions, in a random order unless they are a conversation that fits; for the share ``describing`` a third of them, and
+    a description is asked for too.
 
     Answers are a word or two, a description is a dense lesson: everything that is there, and where.
     """
     if not example.turns:
         return example.describing(rng)
     chosen = list(example.turns)
-    rng.shuffle(chosen)
+    independent = "families" in example.meta or len(chosen) > questions  # else a conversation, each may refer to those before
+    if independent:
+        rng.shuffle(chosen)
     if example.caption is None or rng.random() >= describing:
         return UnderstandingSample([example.image], chosen[:questions])
     turns = [*chosen[: questions // 3], *example.describing(rng).turns]
-    rng.shuffle(turns)
+    if independent:
+        rng.shuffle(turns)
     return UnderstandingSample([example.image], turns)

@@ -177,6 +177,16 @@ def test_rows_of_each_task() -> None:
         make_row(example, "painting", place.random(), questions=1)
 
 
+def test_a_conversation_that_fits_keeps_its_order() -> None:
+    turns = (("which animal?", "a dog"), ("which colour?", "brown"), ("and its collar?", "red"))
+    image = Image.new("L", (8, 8))
+    kept = [make_row(Example("k", image, None, turns), UNDERSTANDING, Random(i), questions=3).turns for i in range(20)]
+    assert all(row == list(turns) for row in kept)
+    independent = Example("k", image, None, turns, meta={"families": ["a", "b", "c"]})
+    orders = {tuple(make_row(independent, UNDERSTANDING, Random(i), questions=3).turns) for i in range(20)}
+    assert len(orders) > 1
+
+
 # -- average ---------------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +303,9 @@ def test_configurations_layer_and_come_back(tmp_path: Path) -> None:
         ("lr=1", "lr"),
         ("optimizer.lr=fast", "fast"),
         ("optimizer.lr=0", "optimizer.lr"),
+        ("optimizer.decay=-5", "optimizer.decay must not be negative"),
+        ("optimizer.weight_decay=.nan", "optimizer.weight_decay must not be negative"),
+        ("saving.sample_steps=[0,0]", "saving.sample_steps must be at least 1"),
         ("steps=0", "steps"),
         ("precision=fp16", "precision"),
         ("stage=two", "stage"),
