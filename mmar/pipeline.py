@@ -271,7 +271,8 @@ class MMARPipeline:
 
         Args:
             folder: On disk.
-            dtype: Of the model's weights; as saved by default.
+            dtype: Of the model's weights; by default that of ``config.json``, so that a run with float32 masters over a frozen
+                language model in bfloat16 is loaded in bfloat16 as a whole; ``torch.float32`` keeps the masters as they are.
             compute_dtype: See the constructor; as saved by default.
             device: Where to put model and image tokenizer.
 

@@ -61,7 +61,7 @@ def read_captions(path: str | Path) -> dict[int, list[tuple[int, str]]]:
 def choose_captions(captions: dict[int, list[tuple[int, str]]], count: int, *, seed: int = 0) -> list[CocoCaption]:
     """One caption of each of ``count`` images, both drawn at random.
 
-    The first n of a choice are the choice of n, so that 30000 may be begun with 1000. The order of the file plays no part.
+    The first n of a choice are the choice of n, so 1000 pictures are the first of 30000. The order of the file plays no part.
 
     Args:
         captions: Of :func:`read_captions`.
