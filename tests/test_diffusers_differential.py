@@ -307,3 +307,16 @@ def test_a_sparse_config_means_the_defaults_of_its_class(name):
     theirs = getattr(diffusers, name)().alphas_cumprod.double()
     ours = schedule_from_config({"_class_name": name}).alpha_bar
     assert torch.allclose(ours, theirs, rtol=1e-3)  # their table is a float32 product of a thousand factors
+
+
+@pytest.mark.parametrize("name", ["CogVideoXDDIMScheduler", "IPNDMScheduler", "DDPMWuerstchenScheduler"])
+def test_a_schedule_that_is_not_covered_is_refused_without_its_class_too(name: str) -> None:
+    config = getattr(diffusers, name)().config
+    with pytest.raises(ValueError, match=r"_class_name must be|option of the schedule"):
+        schedule_from_config(config)
+
+
+def test_a_shift_that_depends_on_the_image_is_refused_for_all_flow_sigmas() -> None:
+    told = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}
+    with pytest.raises(ValueError, match="use_dynamic_shifting must be off"):
+        schedule_from_config(told)

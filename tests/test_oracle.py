@@ -229,3 +229,13 @@ def test_what_is_not_a_mixture_is_refused() -> None:
         data.predict_v(torch.zeros(4, 3), 2.0)
     with pytest.raises(ValueError, match="timestep"):
         data.model(Schedule.linear(10), V)(torch.zeros(1, 3), torch.tensor([10]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("param", [EPSILON, X0, V])
+def test_a_low_precision_output_is_the_exact_one_rounded_once(dtype: torch.dtype, param: AngularParam) -> None:
+    data, schedule = GaussianMixture.gaussian(0.1, dim=2), Schedule.karras(10)
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(data.output(x, 1.5, param=param), data.output(x.double(), 1.5, param=param).to(dtype))
+    model, t = data.model(schedule, param), schedule.timesteps[5].expand(64)
+    assert torch.equal(model(x, t), model(x.double(), t).to(dtype))

@@ -475,6 +475,19 @@ def test_curves_are_those_of_the_rows() -> None:
     assert len(report(Schedule.cosine(100_000), "v", steps=4).curves.timesteps) == 1000
 
 
+def test_floors_know_the_data() -> None:
+    sigma_data = 0.5
+    found = report(COSINE, "sample", steps=20, sigma_data=sigma_data)
+    inner = slice(1, None)
+    expected = found.curves.kappa["sample"] ** 2 * found.run.output.energy(sigma_data**2)
+    np.testing.assert_allclose(found.curves.floor["sample"][inner], expected[inner], rtol=1e-6)
+
+
+def test_an_edm_run_has_two_steps_at_least() -> None:
+    with pytest.raises(BadInput, match="steps must be at least 2 for an EDM scheduler"):
+        report({"_class_name": "EDMEulerScheduler"}, steps=1)
+
+
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"diffparam\[figures\]"):
