@@ -483,6 +483,11 @@ def test_floors_know_the_data() -> None:
     np.testing.assert_allclose(found.curves.floor["sample"][inner], expected[inner], rtol=1e-6)
 
 
+def test_the_grid_of_a_distilled_scheduler_is_its_own() -> None:
+    with pytest.raises(BadInput, match="spacing must be left out for LCMScheduler"):
+        report({"_class_name": "LCMScheduler"}, steps=2, spacing="trailing")
+
+
 def test_an_edm_run_has_two_steps_at_least() -> None:
     with pytest.raises(BadInput, match="steps must be at least 2 for an EDM scheduler"):
         report({"_class_name": "EDMEulerScheduler"}, steps=1)

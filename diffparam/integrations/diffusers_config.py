@@ -89,15 +89,11 @@ def _class_name(config: Mapping[str, Any]) -> str:
         )
     name = config.get("_class_name")
     if name is None:
-        if "beta_schedule" not in config and ("shift" in config or "sigma_data" in config):
+        has_betas = "beta_schedule" in config or config.get("trained_betas", ()) is not None  # None: a class with its own
+        if not has_betas or ("beta_schedule" not in config and ("shift" in config or "sigma_data" in config)):
             raise ValueError(
                 "_class_name must be in the config of a scheduler without betas, got none; scheduler.config leaves it out, so "
                 'add it: {"_class_name": type(scheduler).__name__, **scheduler.config}'
-            )
-        if "beta_schedule" not in config and config.get("trained_betas", ()) is None:
-            raise ValueError(
-                "_class_name must be in a config without beta_schedule, got none: its class has a schedule of its own; add it: "
-                '{"_class_name": type(scheduler).__name__, **scheduler.config}'
             )
         unread = [key for key in _OWN_SCHEDULES if key in config]
         if unread:

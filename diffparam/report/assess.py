@@ -158,7 +158,9 @@ def lost_timestep(run: Run, plan: Plan) -> Flag | None:
 
 
 def outspoken(plan: Plan, sigma_data: float) -> Sensitivity:
-    """The Gaussian run with outputs as large as their targets: no data of this standard deviation has larger ones."""
+    """The Gaussian run with outputs as large as their targets, and a sample as large as the data, also after one step: no data
+    of this standard deviation has larger ones.
+    """
     sizes = gaussian_sensitivity(plan, sigma_data)
     x_sq = (np.cos(plan.phi_t) * sigma_data) ** 2 + np.sin(plan.phi_t) ** 2
     more = (plan.param.r_at(plan.phi_t) * plan.param.sin_theta(plan.phi_t) * sigma_data) ** 2 / x_sq

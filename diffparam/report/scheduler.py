@@ -88,8 +88,9 @@ def read_scheduler(
     settings = _settings(told, given, spacing)
     training = settings.training_schedule()
     if name in _DISTILLED:
-        times = _distilled_times(told, len(training), steps)
-        grid = grid_of_times(settings, training, times)
+        if spacing is not None:
+            raise BadInput(f"spacing must be left out for {name}, got {spacing!r}; it visits the timesteps of its distillation")
+        grid = grid_of_times(settings, training, _distilled_times(told, len(training), steps))
     else:
         grid = sampling_grid(settings, training, step_count(steps, len(training)))
     if grid.state.kind == "ve" and settings.rescale_betas_zero_snr:

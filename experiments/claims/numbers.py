@@ -30,7 +30,7 @@ def _spread(cell: Cells, scale: float) -> str:
     if one_seed(cell):
         return ""
     half = scale * (cell["max"] - cell["min"]) / 2
-    return f" ± {half:.1f}" if scale > 1 else f" ± {half:.1g}"
+    return f" ± {half:.1f}" if scale > 1 else f" ± {half:.1g}" if half < 10 else f" ± {half:.0f}"
 
 
 def one_seed(cell: Cells) -> str:
