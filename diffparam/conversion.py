@@ -9,7 +9,7 @@ from torch import Tensor
 from diffparam._checks import check_pair, check_phi
 from diffparam._combine import combine
 from diffparam.angle import Angle, rebase_gains, require_regular, sin_difference
-from diffparam.parameterization import EPSILON, X0, AngularParam, V
+from diffparam.parameterization import EPSILON, X0, AngularParam, V, check_param
 
 
 def convert(u: Tensor, x_t: Tensor, phi: Angle, *, source: AngularParam, target: AngularParam) -> Tensor:
@@ -37,6 +37,7 @@ def convert(u: Tensor, x_t: Tensor, phi: Angle, *, source: AngularParam, target:
 
 def conversion_gains(phi: Angle, *, source: AngularParam, target: AngularParam) -> tuple[Angle, Angle]:
     """float64 gains ``(on u, on x_t)`` of :func:`convert`."""
+    source, target = check_param(source, "source"), check_param(target, "target")
     gain_u, gain_x = rebase_gains(phi, source.psi_at(phi), target.psi_at(phi), name=source.name)
     r = target.r_at(phi)
     return gain_u * r / source.r_at(phi), gain_x * r
@@ -72,6 +73,7 @@ def loss_weight(phi: Angle, *, source: AngularParam, target: AngularParam) -> An
     Raises:
         SingularParameterization: Where the source is singular, so that the weight is infinite.
     """
+    source, target = check_param(source, "source"), check_param(target, "target")
     phi = check_phi(phi)
     psi = source.psi_at(phi)
     s = sin_difference(psi, phi)

@@ -41,6 +41,16 @@ class ErrorModel(Protocol):
         """``value`` with the error in it: same shape, dtype and device."""
 
 
+def check_error_model(value: Any, name: str) -> ErrorModel | None:
+    """An error model or None; a format is :class:`RoundingError` of it."""
+    if value is not None and (not isinstance(value, ErrorModel) or isinstance(value, type | FloatFormat)):
+        raise TypeError(
+            f"{name} must be an error model or None, got {type(value).__name__} ({value!r}); rounding to a format is "
+            "RoundingError(format)"
+        )
+    return value
+
+
 @dataclass(frozen=True)
 class RelativeError:
     """``value (1 + delta xi)``: eq. 5 and 17 with a law for the relative error.

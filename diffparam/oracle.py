@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_number, check_phi, check_sample
+from diffparam._checks import check_finite, check_number, check_phi, check_sample
 from diffparam._combine import lift
 from diffparam.angle import Angle, namespace
 from diffparam.conversion import convert
@@ -38,12 +38,16 @@ class GaussianMixture:
         check_sample(self.means, "means")
         if self.means.ndim != 2:
             raise ValueError(f"means must have shape (K, D), got {tuple(self.means.shape)}")
+        check_finite(self.means, "means", "they are the centres of the data")
         k = self.means.shape[0]
+        if not k:
+            raise ValueError(f"means must hold at least one centre, got shape {tuple(self.means.shape)}")
         if self.weights is None:
             object.__setattr__(self, "weights", torch.full((k,), 1.0 / k, dtype=torch.float64))
         for name, value in (("stds", self.stds), ("weights", self.weights)):
             if check_sample(value, name).shape != (k,):
                 raise ValueError(f"{name} must have shape ({k},), one per centre, got {tuple(value.shape)}")
+        check_finite(self.stds, "stds", "a point mass has 0")
         if not bool((self.stds >= 0).all()):
             raise ValueError(f"stds must not be negative, got {float(self.stds.min())!r}")
         if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-6:

@@ -165,6 +165,16 @@ class AngularParam:
         return cls(negative.psi, negative.r, name=f"optimal({float(sigma_data):g})")
 
 
+def check_param(value: Any, name: str = "param") -> AngularParam:
+    """A parameterization; a name of one is for :func:`diffparam.parse_parameterization`."""
+    if not isinstance(value, AngularParam):
+        raise TypeError(
+            f"{name} must be an AngularParam, got {type(value).__name__} ({value!r}); take V, EPSILON, X0 or FLOW, or read a "
+            "name with diffparam.parse_parameterization"
+        )
+    return value
+
+
 # -- functions of phi, as values that compare, hash and pickle --------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffparam._checks import check_count, check_number, check_pair, check_phi
 from diffparam._combine import combine
-from diffparam.angle import HALF_PI
+from diffparam.angle import HALF_PI, is_traced
 from diffparam.errors import NonFiniteError, UnknownName
 from diffparam.state import FLOW_STATE, VE, VP, StateSpace
 
@@ -88,7 +88,8 @@ class Schedule:
     def phi_at(self, t: int | float | Tensor) -> Any:
         """Angle of a timestep of this schedule: a float for a number, a float64 CPU tensor for a tensor of timesteps.
 
-        Timesteps that are not whole numbers are matched to float32 accuracy.
+        Timesteps that are not whole numbers are matched to float32 accuracy. Under ``torch.compile`` and ``vmap``, where
+        numbers cannot be read, one that is not of this schedule is taken as the nearest.
 
         Raises:
             ValueError: If a timestep is not one of ``timesteps``.
@@ -96,12 +97,12 @@ class Schedule:
         query = torch.as_tensor(t).detach().cpu()
         table = self.timesteps.double()
         wanted = query.double().contiguous()
-        above = torch.searchsorted(table, wanted).clamp_(max=len(self) - 1)
-        below = (above - 1).clamp_(min=0)
+        above = torch.searchsorted(table, wanted).clamp(max=len(self) - 1)
+        below = (above - 1).clamp(min=0)
         index = torch.where((table[above] - wanted).abs() <= (table[below] - wanted).abs(), above, below)
-        wrong = (table[index] - wanted).abs() > 2**-23 * table[index].abs()
-        if bool(wrong.any()) or bool(wanted.isnan().any()):
-            got = query[wrong | wanted.isnan()].flatten()[0].item()
+        wrong = ((table[index] - wanted).abs() > 2**-23 * table[index].abs()) | wanted.isnan()
+        if not is_traced(wrong) and bool(wrong.any()):
+            got = query[wrong].flatten()[0].item()
             raise ValueError(
                 f"t must be a timestep of this schedule ({table[0]:g} .. {table[-1]:g}, {len(self)} of them), got {got!r}; "
                 "take it from Schedule.timesteps, in float32 at least: bf16 cannot tell 1000 timesteps apart"
@@ -297,7 +298,8 @@ def _require_range(values: Tensor, name: str, interval: str, inside: Tensor) -> 
 def _require_rising(values: Tensor, name: str) -> None:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {tuple(values.shape)}")
-    stuck = ~(values.diff() > 0)  # true of nan
+    signed = values if values.is_floating_point() else values.long()  # a difference of unsigned numbers would wrap
+    stuck = ~(signed.diff() > 0)  # true of nan
     if bool(stuck.any()):
         at = int(stuck.nonzero()[0])
         raise ValueError(

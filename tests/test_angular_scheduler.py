@@ -612,3 +612,16 @@ def test_a_refused_step_changes_nothing() -> None:
         x = scheduler.step(network(x, t), t, x).prev_sample
         y = other.step(network(y, t), t, y).prev_sample
     assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("steps", [14, 20])
+def test_the_last_step_of_a_late_start_has_the_order_of_the_whole_run(steps: int) -> None:
+    """Fewer than 15 in the whole run, not in what is left of it: only then is the last one, which ends above 0, first order."""
+    scheduler = AngularScheduler(solver="dpm_solver++2m", final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(steps)
+    x, (before, last) = randn(2, 3, seed=0), scheduler.timesteps[-2:]
+    y = scheduler.step(network(x, before), before, x).prev_sample
+    with_memory = scheduler.step(network(y, last), last, y).prev_sample
+    scheduler.set_timesteps(steps)
+    without = scheduler.step(network(y, last), last, y).prev_sample
+    assert torch.equal(with_memory, without) == (steps < 15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import mpmath
 import pytest
@@ -25,17 +26,25 @@ from diffparam import (
     NonFiniteError,
     RelativeError,
     RoundingError,
+    Schedule,
     SingularParameterization,
     StepCoefficients,
     V,
     apply_step,
+    convert,
     ddim_coefficients,
     ddim_step,
     exact_gaussian_flow,
+    largest_safe_timestep,
+    loss_floor,
+    loss_weight,
+    plan_ddim,
+    plan_heun,
     predict_eps,
     predict_x0,
     round_to,
     step_error,
+    unit_step_error,
 )
 
 HALF_PI = math.pi / 2
@@ -441,3 +450,47 @@ def test_eta_only_goes_down_and_only_so_far() -> None:
     assert ddim_step(x, x, 1.0, 0.99, param=V, eta=1.5).isfinite().all()  # above 1, but within sin(phi_s)
     with pytest.raises(ValueError, match="sigma-space"):
         ddim_step(x, x, HALF_PI, 1.0, param=V, state=VE)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_gradient_by_the_next_angle_is_finite_at_clean_data(eta: float) -> None:
+    """At eta = 1 too, where the variance that is left is a square that vanishes there."""
+    x, phi_t = torch.ones(2, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64)
+
+    def step(phi_s: Tensor) -> Tensor:
+        return ddim_step(0.3 * x, x, phi_t, phi_s, param=V, eta=eta, noise=torch.zeros_like(x)).sum()
+
+    near, at = (torch.tensor(phi, dtype=torch.float64, requires_grad=True) for phi in (1e-8, 0.0))
+    slopes = [torch.autograd.grad(step(phi), phi)[0].item() for phi in (near, at)]
+    assert slopes[1] == pytest.approx(slopes[0], abs=1e-6)
+
+
+def test_the_exact_flow_refuses_what_it_cannot_follow() -> None:
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match="phi_t must lie in"):
+        exact_gaussian_flow(x, 1.6, 0.5, sigma_data=1.0)
+    with pytest.raises(NonFiniteError, match="phi_s must be finite"):
+        exact_gaussian_flow(x, 1.0, math.nan, sigma_data=1.0)
+    with pytest.raises(ValueError, match=r"sigma_data must lie in \[0, inf\), got -1"):
+        exact_gaussian_flow(x, 1.0, 0.5, sigma_data=-1.0)
+    with pytest.raises(ValueError, match="phi_t must be above 0 for sigma_data = 0"):
+        exact_gaussian_flow(x, 0.0, 0.5, sigma_data=0.0)
+
+
+def test_a_name_is_no_parameterization() -> None:
+    x, schedule = torch.zeros(2, 3), Schedule.cosine(10)
+    calls: list[Callable[[], object]] = [
+        lambda: ddim_step(x, x, 1.0, 0.5, param="v"),  # type: ignore[arg-type]
+        lambda: plan_ddim(schedule, param="v"),  # type: ignore[arg-type]
+        lambda: plan_heun(schedule, param="v"),  # type: ignore[arg-type]
+        lambda: convert(x, x, 1.0, source="v", target=V),  # type: ignore[arg-type]
+        lambda: convert(x, x, 1.0, source=V, target="v"),  # type: ignore[arg-type]
+        lambda: predict_x0(x, x, 1.0, param="v"),  # type: ignore[arg-type]
+        lambda: loss_weight(1.0, source="v", target=V),  # type: ignore[arg-type]
+        lambda: unit_step_error(1.0, param="v", delta=0.01),  # type: ignore[arg-type]
+        lambda: loss_floor(1.0, param="v", delta=0.01),  # type: ignore[arg-type]
+        lambda: largest_safe_timestep(schedule, param="v", delta=0.01),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"must be an AngularParam, got str \('v'\).*parse_parameterization"):
+            call()

@@ -34,6 +34,7 @@ from diffparam import (
     parse_parameterization,
     schedule_from_config,
 )
+from diffparam.integrations.diffusers_scheduler import AngularScheduler
 from diffparam.solvers.loop import plan_ddim
 
 U = 2.0**-53
@@ -320,3 +321,19 @@ def test_a_shift_that_depends_on_the_image_is_refused_for_all_flow_sigmas() -> N
     told = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_dynamic_shifting": True}
     with pytest.raises(ValueError, match="use_dynamic_shifting must be off"):
         schedule_from_config(told)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+        {"prediction_type": "optimal", "sigma_data": 0.5},
+        {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow"},
+    ],
+)
+def test_the_config_of_our_own_scheduler_is_read(options: dict[str, Any]) -> None:
+    scheduler = AngularScheduler(**options)
+    assert torch.equal(schedule_from_config(scheduler.config).phi, scheduler._training.phi)
+    assert param_from_config(scheduler.config) == parse_parameterization(
+        options["prediction_type"], sigma_data=options.get("sigma_data")
+    )

@@ -176,6 +176,21 @@ def test_what_keeps_updates_is_not_flagged() -> None:
     assert "stagnation" not in flags(predict_error(few, 0.5, **only(state="bf16")))
 
 
+def test_stochastic_rounding_of_small_updates_errs_less_than_is_said() -> None:
+    """Flagged up to a whole unit in the last place: a value within a unit of a grid point mostly stays on it."""
+    plan, error = plan_ddim(COSINE.respace(250), param=FLOW), RoundingError("bf16", "stochastic")
+    flag = flags(predict_error(plan, 0.5, **only(state=error)))["correlation"]
+    sizes = gaussian_sensitivity(plan, 0.5)
+    unit = 2.0 * math.sqrt(3) * BF16.rms  # in the rms of a Gaussian value
+    small = np.flatnonzero(np.sqrt(sizes.change_sq / sizes.state_sq) < unit)
+    lost = int(re.match(r"(\d+) of 250 updates", flag.reason).group(1))  # type: ignore[union-attr]
+    assert lost == pytest.approx(len(small), abs=5)
+    assert np.count_nonzero(np.sqrt(sizes.change_sq / sizes.state_sq) < unit / 2) < lost - 10
+    assert flag.timestep == pytest.approx(plan.timestep[small[0]], abs=8)
+    few = plan_ddim(Schedule.from_angles([0.5, 0.9, 1.3]), param=FLOW)
+    assert "correlation" not in flags(predict_error(few, 0.5, **only(state=error)))
+
+
 def test_bf16_sums_lose_updates_whatever_stores_them() -> None:
     plan = plan_ddim(COSINE.respace(250), param=FLOW)
     for state in ("float32", "bf16", None, CompensatedRounding("bf16")):

@@ -29,10 +29,13 @@ from diffparam import (
     apply_step,
     ddim_invert,
     ddim_sample,
+    ddim_step,
     exact_gaussian_flow,
     step_error_rms,
+    trace_sensitivity,
 )
 from diffparam.prediction.step import OutputMoments
+from diffparam.rounding import BFLOAT16
 from diffparam.solvers.loop import plan_ddim, sample
 
 SIGMA_DATA = 2.0
@@ -317,3 +320,37 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         ddim_sample(lambda x, t: x * math.inf, start(), grid, param=V)
     with pytest.raises(ValueError, match="eta must lie in"):
         ddim_sample(Never(), start(), grid, param=V, eta=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "got"),
+    [
+        (lambda u: (u,), "got tuple at t = 999"),
+        (lambda u: u.long(), "got dtype torch.int64"),
+        (lambda u: u.to(torch.complex64), "got dtype torch.complex64"),
+        (lambda u: None, "got NoneType"),
+    ],
+)
+def test_a_model_returns_one_real_tensor(wrap: Callable[[Tensor], object], got: str) -> None:
+    x = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=f"model must return one floating-point tensor, {got}"):
+        ddim_sample(lambda x, t: wrap(x), x, Schedule.cosine(1000), param=V)
+    with pytest.raises(TypeError, match=f"model must return one floating-point tensor, {got}"):
+        trace_sensitivity(lambda x, t: wrap(x), plan_ddim(Schedule.cosine(1000), param=V), x)
+
+
+@pytest.mark.parametrize("source", ["output", "state", "coefficient", "timestep"])
+def test_a_format_is_no_error_model(source: str) -> None:
+    """Before the first network call."""
+    plan = plan_ddim(Schedule.cosine(10), param=V)
+    for error in ("bfloat16", torch.bfloat16, BFLOAT16, RoundingError):
+        with pytest.raises(TypeError, match=rf"{source}_error must be an error model or None, got .* is RoundingError\(format"):
+            sample(_never, torch.zeros(2, 3), plan, **{f"{source}_error": error})
+    if source != "timestep":
+        u = torch.zeros(2, 3)
+        with pytest.raises(TypeError, match=f"{source}_error must be an error model"):
+            ddim_step(u, u, 1.0, 0.5, param=V, **{f"{source}_error": "bfloat16"})
+
+
+def _never(x: Tensor, t: Tensor) -> Tensor:
+    raise AssertionError("the network was called")

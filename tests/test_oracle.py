@@ -10,7 +10,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from diffparam import EPSILON, FLOW, FLOW_STATE, SCORE, VE, X0, AngularParam, GaussianMixture, Schedule, V, convert
+from diffparam import (
+    EPSILON,
+    FLOW,
+    FLOW_STATE,
+    SCORE,
+    VE,
+    X0,
+    AngularParam,
+    GaussianMixture,
+    NonFiniteError,
+    Schedule,
+    V,
+    convert,
+)
 
 ANGLES = [0.02, 0.3, math.pi / 4, 1.2, 1.55]
 
@@ -239,3 +252,12 @@ def test_a_low_precision_output_is_the_exact_one_rounded_once(dtype: torch.dtype
     assert torch.equal(data.output(x, 1.5, param=param), data.output(x.double(), 1.5, param=param).to(dtype))
     model, t = data.model(schedule, param), schedule.timesteps[5].expand(64)
     assert torch.equal(model(x, t), model(x.double(), t).to(dtype))
+
+
+def test_data_without_centres_or_with_nan_are_refused() -> None:
+    with pytest.raises(NonFiniteError, match="means must be finite, but 1 of its 2 values"):
+        GaussianMixture(torch.tensor([[0.0, math.nan]]), torch.ones(1))
+    with pytest.raises(NonFiniteError, match="stds must be finite"):
+        GaussianMixture(torch.zeros(1, 2), torch.tensor([math.inf]))
+    with pytest.raises(ValueError, match="means must hold at least one centre"):
+        GaussianMixture(torch.zeros(0, 2), torch.zeros(0))

@@ -340,3 +340,25 @@ def test_where_it_is_singular_the_floor_is_refused() -> None:
         largest_safe_timestep(Schedule.cosine(), param=V, delta="rms", tolerance=0.0)
     with pytest.raises(ValueError, match="same shape"):
         OutputMoments.measure(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("moments", "message"),
+    [
+        ((-1.0, 0.0, 1.0), "x_sq must be a mean square of at least 0"),
+        ((1.0, 0.0, -1e-9), "v_sq must be a mean square"),
+        ((1.0, 0.0, math.nan), "v_sq must be a mean square"),
+        ((1.0, 1.1, 1.0), "x_v must be at most sqrt"),
+        ((1.0, math.nan, 1.0), "x_v must be at most sqrt"),
+        ((np.array([1.0, 1.0]), 0.0, np.array([1.0, -1.0])), "v_sq must be"),
+    ],
+)
+def test_moments_that_no_values_have_are_refused(moments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OutputMoments(*moments)
+    OutputMoments(1.0, 1.0, 1.0)  # v_hat = x_t has them
+
+
+def test_the_moments_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="x_t must hold at least one value, got shape"):
+        OutputMoments.measure(torch.zeros(0, 3), torch.zeros(0, 3))

@@ -474,3 +474,22 @@ def test_pure_noise_in_sigma_space_is_refused():
         with pytest.raises(ValueError, match="phi must be below pi/2 in sigma-space"):
             schedule.add_noise(x, x, t)
     assert bool(schedule.add_noise(x, x + 1, 8).isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int8])
+def test_unsigned_timesteps_that_fall_are_refused(dtype):
+    """Their differences wrap around."""
+    phi = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    with pytest.raises(ValueError, match="timesteps must rise strictly, got 5 then 3"):
+        Schedule(phi, torch.tensor([1, 5, 3], dtype=dtype))
+    assert Schedule(phi, torch.tensor([1, 3, 5], dtype=dtype)).phi_at(3) == 0.2
+
+
+def test_noising_can_be_mapped_and_compiled(generator):
+    schedule = Schedule.cosine(100)
+    x, eps = (torch.randn(4, 3, generator=generator) for _ in range(2))
+    t = torch.tensor([0, 30, 60, 99])
+    expected = schedule.add_noise(x, eps, t)
+    assert torch.equal(torch.vmap(schedule.add_noise)(x, eps, t), expected)
+    compiled = torch.compile(schedule.add_noise, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, eps, t), expected)

@@ -20,6 +20,7 @@ _BETA_CLASSES = (
     "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 _FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_OWN_CLASS = "AngularScheduler"
 _EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _OTHER_ENDS = {  # defaults that are not DDPM's
     "HeunDiscreteScheduler": "linear",
@@ -79,7 +80,7 @@ def param_from_config(config: Mapping[str, Any]) -> AngularParam:
         if prediction not in ("epsilon", "v_prediction"):
             raise UnknownName("prediction_type", prediction, ("epsilon", "v_prediction"))
         return f if prediction == "epsilon" else -f
-    return parse_parameterization(prediction)
+    return parse_parameterization(prediction, sigma_data=config.get("sigma_data") if name == _OWN_CLASS else None)
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
@@ -99,7 +100,7 @@ def _class_name(config: Mapping[str, Any]) -> str:
         if unread:
             raise UnknownName("option of the schedule", unread[0], ("beta_schedule", "beta_start", "beta_end", "trained_betas"))
         name = "DDPMScheduler"
-    known = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES)
+    known = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES, _OWN_CLASS)
     if name not in known:
         raise UnknownName("_class_name", name, known)
     return str(name)

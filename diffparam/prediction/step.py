@@ -14,7 +14,7 @@ from torch import Tensor
 from diffparam._checks import check_number, check_pair, check_phi, check_sample, everywhere
 from diffparam._combine import lift
 from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
-from diffparam.parameterization import AngularParam
+from diffparam.parameterization import AngularParam, check_param
 from diffparam.rounding import FloatFormat, relative_error
 from diffparam.schedule import Schedule
 
@@ -35,6 +35,18 @@ class OutputMoments:
     x_sq: Any
     x_v: Any
     v_sq: Any
+
+    def __post_init__(self) -> None:
+        for name in ("x_sq", "v_sq"):
+            value = getattr(self, name)
+            if not everywhere(value >= 0):  # NaN is not
+                raise ValueError(f"{name} must be a mean square of at least 0, got {value!r}; OutputMoments.measure takes it")
+        # As |cos| <= 1: by roots, whose product does not overflow where that of the squares would.
+        if not everywhere(abs(self.x_v) <= (1 + 1e-6) * self.x_sq**0.5 * self.v_sq**0.5):
+            raise ValueError(
+                f"x_v must be at most sqrt(x_sq v_sq) in size, got {self.x_v!r} with {self.x_sq!r} and {self.v_sq!r}; all "
+                "three are means over the same values (OutputMoments.measure)"
+            )
 
     @classmethod
     def gaussian(cls, phi: Angle, *, sigma_data: float = 1.0) -> OutputMoments:
@@ -60,12 +72,15 @@ class OutputMoments:
     def measure(cls, x_t: Tensor, v_hat: Tensor) -> OutputMoments:
         """From states and v outputs of one shape ``(count, *event)`` at one angle (:func:`diffparam.predict_v`)."""
         check_pair(x_t, v_hat, ("x_t", "v_hat"))
+        if not x_t.numel():
+            raise ValueError(f"x_t must hold at least one value, got shape {tuple(x_t.shape)}; a mean of nothing is NaN")
         x, v = x_t.detach().double(), v_hat.detach().double()
         return cls(float((x * x).mean()), float((x * v).mean()), float((v * v).mean()))
 
 
 def output_energy(phi: Angle, *, param: AngularParam, moments: OutputMoments) -> Any:
     r""":math:`E[(\hat u/r)^2] = \cos^2\theta\,E[x_t^2] + 2\sin\theta\cos\theta\,E[x_t\hat v] + \sin^2\theta\,E[\hat v^2]`."""
+    check_param(param)
     phi = check_phi(phi)
     psi = param.psi_at(phi)
     sin, cos = sin_difference(psi, phi), namespace(psi, phi).cos(psi - phi)
@@ -107,6 +122,7 @@ def step_error(
 
 def step_error_gain(phi_t: Angle, phi_s: Angle, *, param: AngularParam) -> Angle:
     """What ``u delta`` is multiplied by in eq. 18: sin(phi_s - phi_t) / (r sin(psi - phi_t)), signed."""
+    check_param(param)
     phi_t, phi_s = check_phi(phi_t, "phi_t"), check_phi(phi_s, "phi_s")
     gain_u, _ = rebase_gains(phi_t, param.psi_at(phi_t), phi_s, name=param.name)
     return gain_u / param.r_at(phi_t)
@@ -134,7 +150,7 @@ def unit_step_error(
     phi: Angle, *, param: AngularParam, delta: float | str, fmt: str | torch.dtype | FloatFormat = "bfloat16"
 ) -> Any:
     """Eq. 23 for unit-variance output: kappa delta, the error per unit DDIM step and, equally, in v-space (eq. 25)."""
-    return param.condition_number(phi) * relative_error(delta, fmt)
+    return check_param(param).condition_number(phi) * relative_error(delta, fmt)
 
 
 def loss_floor(
@@ -179,6 +195,7 @@ def largest_safe_timestep(
     """
     tolerance = check_number(tolerance, "tolerance", low=0.0, open_low=True)
     worth = relative_error(delta, fmt) ** 2
+    check_param(param)
     psi = torch.as_tensor(param.psi_at(schedule.phi), dtype=torch.float64).expand(len(schedule))
     sine = sin_difference(psi, schedule.phi)
     safe = (sine**2 * tolerance >= worth) & (sine != 0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffparam._checks import check_count, check_finite, check_sample
-from diffparam.error_model import ErrorModel, RoundingError
+from diffparam.error_model import ErrorModel, RoundingError, check_error_model
 from diffparam.prediction.emulation import (
     Emulation,
     Gradients,
@@ -32,7 +32,7 @@ from diffparam.prediction.emulation import (
 )
 from diffparam.prediction.sensitivity import Sensitivity, require_calls
 from diffparam.rounding import FloatFormat
-from diffparam.solvers.loop import Model, timestep_tensor
+from diffparam.solvers.loop import Model, check_output, timestep_tensor
 from diffparam.solvers.plan import Plan
 from diffparam.solvers.step import advance
 
@@ -76,9 +76,8 @@ def trace_sensitivity(
     x = check_sample(x_init, "x_init").detach().double()
     check_finite(x, "x_init", "draw it with torch.randn")
     probes = check_count(probes, "probes", low=1)
-    for name, error in (("emulate", emulate), ("emulate_state", emulate_state)):
-        if error is not None and not isinstance(error, ErrorModel):
-            raise TypeError(f"{name} must be an error model or None, got {type(error).__name__}; RoundingError(format) is one")
+    check_error_model(emulate, "emulate")
+    check_error_model(emulate_state, "emulate_state")
     rounding = None if emulate_arithmetic is None else RoundingError(emulate_arithmetic)
     memory: Tensor | None = None
     calls: list[TracedCall] = []
@@ -189,8 +188,7 @@ def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _differentiable(model: Model, x: Tensor, timestep: int | float) -> Tensor:
     """The model's output, which must be a function of ``x`` that autograd can see."""
     u = model(x, timestep_tensor(timestep, x))
-    if u.shape != x.shape:
-        raise ValueError(f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {timestep}")
+    check_output(u, x, timestep)
     if x.requires_grad and not u.requires_grad:
         raise ValueError(
             f"model must be differentiable, but its output at t = {timestep} has no gradient; "

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffparam._checks import check_finite, check_number, check_pair, check_phi, everywhere
+from diffparam._checks import check_finite, check_number, check_pair, check_phi, check_sample, everywhere
 from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
-from diffparam.error_model import ErrorModel
-from diffparam.parameterization import AngularParam
+from diffparam.error_model import ErrorModel, check_error_model
+from diffparam.parameterization import AngularParam, check_param
 from diffparam.schedule import Schedule
 from diffparam.solvers.plan import Plan, legs_downwards, legs_upwards, make_plan
 from diffparam.solvers.step import StepCoefficients, apply_step
@@ -39,6 +39,7 @@ def ddim_coefficients(
         SingularParameterization: If ``sin(psi - phi_t)`` is zero.
         ValueError: If an angle is out of range, or eta asks for more noise than ``sin(phi_s)``.
     """
+    check_param(param)
     phi_t, phi_s = check_phi(phi_t, "phi_t"), check_phi(phi_s, "phi_s")
     eta = check_number(eta, "eta", low=0.0) if eta else 0.0
     length: Any = 1.0
@@ -68,7 +69,8 @@ def _stochastic_target(phi_t: Angle, phi_s: Angle, eta: float) -> tuple[Any, Any
     kept = (1.0 - eta**2) + (eta * ratio) ** 2
     if not everywhere(kept >= 0):
         raise ValueError(f"eta must leave a variance of at least 0 at phi_s, got eta = {eta!r}; any eta up to 1 does")
-    b = xp.sin(phi_s) * xp.sqrt(kept)
+    # At eta = 1 the root is the ratio itself, whose derivative is finite at phi_s = 0.
+    b = xp.sin(phi_s) * (abs(ratio) if eta == 1 else xp.sqrt(kept))
     a = xp.cos(phi_s)
     spread = xp.sqrt(sin_difference(phi_t, phi_s) * xp.sin(phi_t + phi_s))
     noise = eta * xp.sin(phi_s) / xp.sin(phi_t) * spread / xp.cos(phi_s)
@@ -146,13 +148,16 @@ def ddim_step(
     check_pair(u, x_t, ("u", "x_t"))
     step = ddim_coefficients(phi_t, phi_s, param=param, eta=eta, state=state)
     if coefficient_error is not None:
+        check_error_model(coefficient_error, "coefficient_error")
         step = step.perturbed(coefficient_error, generator)
     if output_error is not None:
+        check_error_model(output_error, "output_error")
         u = output_error.apply(u, generator)
     if noise is not None:
         check_pair(noise, x_t, ("noise", "x_t"))
     x_s = apply_step(step, u, x_t, noise=noise, generator=generator)
     if state_error is not None:
+        check_error_model(state_error, "state_error")
         x_s = state_error.apply(x_s, generator)
     check_finite(x_s, "the sample at phi_s", "look for it in u and x_t, which the step only adds up")
     return x_s
@@ -162,6 +167,20 @@ def exact_gaussian_flow(x_t: Tensor, phi_t: float, phi_s: float, *, sigma_data: 
     """Where the probability-flow ODE takes ``x_t`` for zero-mean Gaussian data: times sqrt(Var_s / Var_t).
 
     ``Var = (cos(phi) sigma_data)^2 + sin(phi)^2``. The oracle that DDIM converges to with first order.
+
+    Args:
+        x_t: State at ``phi_t``, any shape, variance preserving.
+        phi_t: Current angle, radians.
+        phi_s: Angle that is wanted, radians.
+        sigma_data: Standard deviation of the data.
+
+    Raises:
+        ValueError: If an angle is out of range, or nothing is left of a point mass at ``phi_t = 0``.
     """
+    check_sample(x_t, "x_t")
+    phi_t, phi_s = float(check_phi(phi_t, "phi_t")), float(check_phi(phi_s, "phi_s"))
+    sigma_data = check_number(sigma_data, "sigma_data", low=0.0)
+    if sigma_data == 0 and phi_t == 0:
+        raise ValueError("phi_t must be above 0 for sigma_data = 0, got 0; every state is the one point there")
     std_t, std_s = (math.hypot(math.cos(p) * sigma_data, math.sin(p)) for p in (phi_t, phi_s))
     return x_t * (std_s / std_t)

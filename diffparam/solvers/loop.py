@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffparam._checks import check_finite, check_increments, check_pair, check_sample
-from diffparam.error_model import ErrorModel
+from diffparam.error_model import ErrorModel, check_error_model
 from diffparam.network_error import NetworkError
 from diffparam.parameterization import AngularParam
 from diffparam.rounding import FloatFormat, parse_format
@@ -80,6 +81,7 @@ def sample(
         The state at the plan's last angle, like ``x_init``.
 
     Raises:
+        TypeError: If the model returns no floating-point tensor, or an error is no error model.
         ValueError: If the model returns another shape, or ``increments`` comes without ``arithmetic``.
         NonFiniteError: If the result is not finite.
     """
@@ -87,15 +89,15 @@ def sample(
     if x_init.ndim < 1:
         raise ValueError("x_init must have a batch dimension, got a scalar; use shape (1, ...)")
     check_finite(x_init, "x_init", "draw it with torch.randn")
+    errors = {"output": output_error, "state": state_error, "coefficient": coefficient_error, "timestep": timestep_error}
+    for source, error in errors.items():
+        check_error_model(error, f"{source}_error")
     fmt = None if arithmetic is None else parse_format(arithmetic)
     check_increments(increments, fmt)
     x, memory = x_init, None
     for done, step in enumerate(plan.steps(), start=1):
         u = model(x, _told(step.timestep, x, timestep_error, generator))
-        if u.shape != x.shape:
-            raise ValueError(
-                f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {step.timestep}"
-            )
+        check_output(u, x, step.timestep)
         if output_error is not None:
             u = _error_of_call(output_error, done - 1).apply(u, generator)
         if record is not None:
@@ -204,6 +206,23 @@ def ddim_invert(
         record=record,
         on_step=on_step,
     )
+
+
+def check_output(u: Any, x: Tensor, timestep: float) -> None:
+    """What a sampler can step with: one floating-point tensor of the shape of the state.
+
+    Raises:
+        TypeError: If it is something else (a tuple, an object of outputs), or of integers or complex numbers.
+        ValueError: If it has another shape.
+    """
+    if not isinstance(u, Tensor) or not u.is_floating_point():
+        got = f"dtype {u.dtype}" if isinstance(u, Tensor) else type(u).__name__
+        raise TypeError(
+            f"model must return one floating-point tensor, got {got} at t = {timestep}; wrap it in a function that returns the "
+            "tensor, as lambda x, t: model(x, t).sample"
+        )
+    if u.shape != x.shape:
+        raise ValueError(f"model must return the shape of its input {tuple(x.shape)}, got {tuple(u.shape)} at t = {timestep}")
 
 
 def timestep_tensor(timestep: float, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffparam._checks import check_number, check_phi
 from diffparam.errors import NonFiniteError, SingularParameterization
-from diffparam.parameterization import AngularParam
+from diffparam.parameterization import AngularParam, check_param
 from diffparam.schedule import Schedule
 from diffparam.solvers.step import StepCoefficients
 from diffparam.state import StateSpace
@@ -125,6 +125,7 @@ def make_plan(
     Raises:
         SingularParameterization: If a step is singular; names its timestep.
     """
+    check_param(param)
     timestep, phi_t, phi_s = legs
     try:
         step = coefficients(phi_t, phi_s)
