@@ -10,6 +10,7 @@ from typing import Any, Self, overload
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
 from mmar.agreement import check_agreement
 from mmar.checkpoint import stored_config
@@ -131,7 +132,7 @@ class MMARPipeline:
         kept: tuple[Tensor, Tensor] | None,
         on_step: OnStep | None,
     ) -> Tensor:
-        prompts = self.processor.for_generation(captions).to(self.device)
+        prompts = self._within_context(self.processor.for_generation(captions)).to(self.device)
         empty = self.processor.for_generation([None]).to(self.device) if settings.is_guided else {}
         tokens, known = (None, None) if kept is None else (part.expand(len(captions), *part.shape[1:]) for part in kept)
         with inference(self.model, self.compute_dtype):
@@ -225,10 +226,22 @@ class MMARPipeline:
     def _split_prompts(self, image: Any, questions: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """What the prompts of all questions begin with, images included, and the rest of each."""
         placeholders = [[None] * len(_images(image))] * len(questions)
-        batch = self.processor.for_understanding(placeholders, list(questions))
+        batch = self._within_context(self.processor.for_understanding(placeholders, list(questions)))
         rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         shared = shared_prefix(rows)
         return rows[0][:shared], [row[shared:] for row in rows]
+
+    def _within_context(self, batch: BatchFeature) -> BatchFeature:
+        """A batch of prompts, or a ValueError if one has positions beyond those that the language model knows."""
+        limit = self.model.config.text_config.max_position_embeddings
+        layout = self.model.layout(batch["input_ids"], batch["attention_mask"])
+        longest = int(layout.position_ids.max()) + 1
+        if longest > limit:
+            raise ValueError(
+                f"a prompt must have at most {limit} positions, the context of the language model, got {longest}; shorten the "
+                "text (an image counts as three positions where its tokens share one)"
+            )
+        return batch
 
     # -- images and tokens ----------------------------------------------------------------------------------------------------
 
@@ -272,7 +285,8 @@ class MMARPipeline:
         Args:
             folder: On disk.
             dtype: Of the model's weights; by default that of ``config.json``, so that a run with float32 masters over a frozen
-                language model in bfloat16 is loaded in bfloat16 as a whole; ``torch.float32`` keeps the masters as they are.
+                language model in bfloat16 is loaded in bfloat16 as a whole; ``torch.float32`` keeps the masters as they are,
+                and is the default where ``compute_dtype`` is float32.
             compute_dtype: See the constructor; as saved by default.
             device: Where to put model and image tokenizer.
 
@@ -286,8 +300,10 @@ class MMARPipeline:
         processor = MMARProcessor.from_pretrained(folder)
         check_agreement(stored_config(folder), processor, image_tokenizer)
         record.check(image_tokenizer)
-        model = MMARForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         compute_dtype = record.compute_dtype if compute_dtype is None else compute_dtype
+        if dtype is None and compute_dtype is torch.float32:  # it needs weights in float32
+            dtype = torch.float32
+        model = MMARForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         settings = ImageGenerationConfig.load(folder)
         return cls(model, processor, image_tokenizer, settings=settings, compute_dtype=compute_dtype).to(device)
 

@@ -52,7 +52,7 @@ def bf16_products(device: torch.device) -> AbstractContextManager[Any]:
     """Within it, bf16 products of any layer are computed as fast as ``device`` can: on a CPU without bf16 instructions, and if
     the environment has ``MMAR_FLOAT32_PRODUCTS=1``, by :class:`Float32Products`, else as they are.
 
-    Around a forward pass; around the backward pass too where activations are computed again in it.
+    Around a forward pass whose activations are kept: no mode reaches those that a backward pass computes again.
     """
     if device.type == "cpu" and os.environ.get("MMAR_FLOAT32_PRODUCTS") == "1" and not native_bf16_matmul():
         return Float32Products()

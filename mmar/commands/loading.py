@@ -60,6 +60,4 @@ def load_pipeline(options: argparse.Namespace) -> MMARPipeline:
     """The pipeline that the options of :func:`add_model` name."""
     device = existing_device(options.device)
     compute_dtype = None if options.compute_dtype is None else DTYPES[options.compute_dtype]
-    dtype = compute_dtype if compute_dtype == torch.float32 else None  # float32 needs weights in float32
-    folder = existing_pipeline(options.model)
-    return MMARPipeline.from_pretrained(folder, dtype=dtype, compute_dtype=compute_dtype, device=device)
+    return MMARPipeline.from_pretrained(existing_pipeline(options.model), compute_dtype=compute_dtype, device=device)

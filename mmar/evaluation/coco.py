@@ -87,11 +87,11 @@ def missing_pictures(out: Path, captions: Sequence[CocoCaption]) -> list[CocoCap
 
 
 def put_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``out/manifest.json``, or see that the one that is there says the same.
+    """Write ``out/manifest.json``, or see that the one that is there says the same, but for pictures that are added to it.
 
     Args:
         out: Folder; it is made.
-        manifest: Plain values.
+        manifest: Plain values; ``pictures`` is a list.
 
     Raises:
         ValueError: If the folder holds pictures of another run.
@@ -99,7 +99,7 @@ def put_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(manifest, indent=1) + "\n"
     path = out / MANIFEST
-    if not path.exists():
+    if not path.exists() or _is_beginning(path, manifest):
         with _replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     elif path.read_text("utf-8") != text:
@@ -121,6 +121,17 @@ def _manifest(options: argparse.Namespace, settings: ImageGenerationConfig, chos
         "count": len(chosen),
         "pictures": [{"file": f"{IMAGES}/{one.file_name}", **asdict(one)} for one in chosen],
     }
+
+
+def _is_beginning(path: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether the file is of the same run with fewer pictures: the first of its choice."""
+    try:
+        there, ours = json.loads(path.read_text("utf-8")), json.loads(json.dumps(manifest))
+        count = len(there["pictures"])
+        ours |= {"count": count, "pictures": ours["pictures"][:count]}
+        return bool(count < len(manifest["pictures"]) and there == ours)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _difference(path: Path, manifest: Mapping[str, Any]) -> str:

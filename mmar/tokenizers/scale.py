@@ -14,7 +14,7 @@ Moment = float | tuple[float, ...]
 MAR_KL16_STD = 1 / 0.2325
 """Standard deviation of KL-16 latents on ImageNet: MAR's code (Li et al. 2024) multiplies by 0.2325, for its file kl16.ckpt.
 
-Other weights have another: measure it with ``python -m mmar.tokenizers.statistics``.
+Other weights have another: measure it with ``mmar latent-statistics``.
 """
 
 

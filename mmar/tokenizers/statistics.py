@@ -1,4 +1,4 @@
-"""Measure the scale of an image tokenizer: ``python -m mmar.tokenizers.statistics FOLDER --tokenizer TOKENIZER``."""
+"""``mmar latent-statistics FOLDER --tokenizer TOKENIZER``: measure the scale of an image tokenizer, and save one that has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mmar.commands.running import CommandParser, run_command, say, whole_number
 from mmar.processing.image_processor import MMARImageProcessor
+from mmar.tokenizers.base import ImageTokenizer
 from mmar.tokenizers.latent_statistics import LatentStatistics
 from mmar.tokenizers.measure import measure_latents
 from mmar.tokenizers.registry import load_image_tokenizer
@@ -75,12 +77,19 @@ def _plus_minus(error: float | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mmar.tokenizers.statistics", description=__doc__)
+    parser = CommandParser(
+        prog="mmar latent-statistics", description="Measure the scale of an image tokenizer's latents, and save one that has it."
+    )
     parser.add_argument("folder", type=Path, help="images, in folders below it too")
     parser.add_argument("--tokenizer", required=True, help="folder of save_pretrained or of diffusers")
     parser.add_argument("--output", type=Path, default=Path("latent_statistics.json"), help="JSON to write (%(default)s)")
-    parser.add_argument("--limit", type=int, help="measure this many images, drawn at random")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (%(default)s)")
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="also write the tokenizer with this scale, for tokenizers.image of a training"
+    )
+    parser.add_argument("--per-channel", action="store_true", help="with --save: a scale for each channel (the paper has one)")
+    parser.add_argument("--center", action="store_true", help="with --save: subtract the mean too (the paper does not)")
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="measure this many images, drawn at random")
+    parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at a time (%(default)s)")
     parser.add_argument("--mode", action="store_true", help="the mode of the posterior instead of a draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="what the tokenizer computes in (%(default)s)")
@@ -89,28 +98,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        0, or 1 after a message on stderr.
-    """
-    options = _parser().parse_args(arguments)
-    try:
-        statistics = _measure(options)
-        statistics.save(options.output)
-    except (OSError, ValueError, NotImplementedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{report(statistics)}\nwritten to          {options.output}")
-    return 0
+    """Run the command and return its exit status."""
+    return run_command(_parser(), arguments, _run)
 
 
-def _measure(options: argparse.Namespace) -> LatentStatistics:
-    for name in ("batch_size", "limit"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+def _run(options: argparse.Namespace) -> None:
+    if options.save is None and (options.per_channel or options.center):
+        raise ValueError("--per-channel and --center must come with --save, which writes a scale; the JSON holds all moments")
     files = image_files(options.folder, options.limit, options.seed)
-    tokenizer = load_image_tokenizer(options.tokenizer).to(options.device)
+    tokenizer = load_image_tokenizer(options.tokenizer)
+    statistics = _measure(options, files, tokenizer.to(options.device))
+    statistics.save(options.output)
+    say(f"{report(statistics)}\nwritten to          {options.output}")
+    if options.save is not None:
+        scaled = tokenizer.with_statistics(statistics, per_channel=options.per_channel, center=options.center)
+        scaled.save_pretrained(options.save)
+        say(f"scaled tokenizer    {options.save}")
+
+
+def _measure(options: argparse.Namespace, files: Sequence[Path], tokenizer: ImageTokenizer) -> LatentStatistics:
     processor = MMARImageProcessor(tokenizer.image_size, tokenizer.image_channels)
     unreadable: Counter[str] = Counter()
     images = (batch.to(options.device) for batch in batches(files, processor, options.batch_size, unreadable))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mmar.agreement import check_agreement
@@ -57,7 +58,7 @@ def build_parts(config: TrainingConfig) -> Parts:
     """Build or load everything that a run needs.
 
     Raises:
-        ValueError: If the parts do not belong together.
+        ValueError: If the parts do not belong together, or an option is of another kind.
         FileNotFoundError: If a folder is not there.
     """
     torch.manual_seed(config.seed)
@@ -77,7 +78,13 @@ def _model(config: TrainingConfig) -> MMARForConditionalGeneration:
         folder = getattr(source, name)
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"model.{name} must be an existing folder, got {folder}; fetch or train it first")
-    model = _started(source)
+    try:
+        model = _started(source)
+    except (StrictDataclassError, TypeError) as error:
+        if not source.options:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model.options must be options of MMARConfig, got {source.options}: {reason}") from error
     if source.embedding_vit is not None:
         _load_embedding_vit(model, source.embedding_vit)
     if source.diffusion_head is not None:

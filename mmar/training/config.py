@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -147,7 +147,8 @@ class TrainingConfig:
         model: Where the model comes from.
         tokenizers: Frozen tokenizers.
         data: Sources of examples.
-        tasks: Weights of the tasks: the paper's 1:1 and 9:1 are 10, 9 and 1.
+        tasks: Weights of the tasks: the paper's 1:1 and 9:1 are 10, 9 and 1. A file with ``tasks`` replaces those below it: what
+            it does not name has weight 0.
         masking: Share of masked tokens.
         timesteps_per_token: K: 4 in stage 1, 8 in stage 2.
         batch_size: Samples of a micro-batch on one rank.
@@ -246,6 +247,17 @@ def check_config(config: TrainingConfig) -> None:
         )
     if not config.data:
         raise ValueError("data must list at least one source, got none; for example data: [{kind: digits}]")
+    source = config.model
+    if source.size is not None and source.qwen2 is None:
+        raise ValueError(f"model.size must be null without model.qwen2, whose other parts it sizes, got {source.size!r}")
+    if source.language_model is not None and source.preset is None:
+        raise ValueError(
+            f"model.language_model must be null without model.preset, got {source.language_model!r}: a qwen2 and a checkpoint "
+            "have a language model"
+        )
+    drawing = {name: config.tasks.get(name, 0) for name in (GENERATION, UNCONDITIONAL) if config.tasks.get(name, 0)}
+    if config.stage == "instruction" and drawing:
+        raise ValueError(f"tasks must be understanding alone in stage instruction, got {drawing}; set tasks: {{understanding: 1}}")
     unknown = sorted(set(config.tasks) - set(TASKS))
     if unknown:
         raise ValueError(
@@ -255,6 +267,11 @@ def check_config(config: TrainingConfig) -> None:
     MaskRatio(config.masking.shape, config.masking.low, config.masking.high, config.masking.width)  # type: ignore[arg-type]
     for name in ("timesteps_per_token", "batch_size", "accumulation", "steps", "max_length", "questions", "max_nan"):
         _at_least(name, getattr(config, name), 1)
+    if config.threads is not None:
+        _at_least("threads", config.threads, 1)
+    for name in ("workers", "seed"):
+        _at_least(name, getattr(config, name), 0)
+    _at_least("saving.samples_every", config.saving.samples_every, 0)
     for name in ("every", "keep", "log_every"):
         _at_least(f"saving.{name}", getattr(config.saving, name), 1)
     for name in ("lr", "clip"):
@@ -281,6 +298,8 @@ def _layers(path: Path) -> list[Any]:
     except YAMLError as error:
         raise ValueError(f"{path} must be YAML, got: {' '.join(str(error).split())}") from error
     below = layer.pop("defaults", None)
+    if isinstance(layer.get("tasks"), DictConfig):
+        layer.tasks = {**dict.fromkeys(TASKS, 0.0), **layer.tasks}
     if layer.get("needs") is not None:
         layer.needs = str((path.parent / layer.needs).resolve())
     return [layer] if below is None else [*_layers(path.parent / below), layer]

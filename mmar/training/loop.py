@@ -63,6 +63,7 @@ class Trainer:
         self.processes.on_main(lambda: _check_folder(self.folder, resume))
         self.parts = build_parts(config)
         self.model: MMARForConditionalGeneration = self.parts.model.train()
+        self.frozen = snapshot.frozen_digest(self.model)
         self.parts.image_tokenizer.to(self.processes.device)
         is_bf16 = config.precision == "bf16" and config.stage != "text"  # which trains norms too; they stay float32
         self.distributed = Distributed(
@@ -202,6 +203,7 @@ class Trainer:
         state = {
             "ema_updates": 0 if self.ema is None else self.ema.updates,
             "nan_steps": self.nan_steps,
+            "frozen": self.frozen,
             **self.feed.state_dict(),
             "config": asdict(self.config),
         }
@@ -225,6 +227,11 @@ class Trainer:
         self.processes.say(f"resumed {checkpoint.path} at step {self.step}")
 
     def _load(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.state.get("frozen", self.frozen) != self.frozen:  # older checkpoints do not say
+            raise ValueError(
+                f"{checkpoint.path} must be of this model, but was trained beside other frozen weights; give the qwen2, "
+                "language_model or checkpoint of the run, unchanged, or choose another output folder"
+            )
         snapshot.restore(checkpoint, self.model, self.optimizer, self.ema)
         if self.statistics is not None and "statistics" in checkpoint.tensors and self.processes.is_main:
             self.statistics.load_state_dict(checkpoint.tensors["statistics"])

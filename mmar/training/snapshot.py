@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,36 @@ def restore(
     if set(parameters) != set(tensors["model"]):
         different = sorted(set(parameters) ^ set(tensors["model"]))
         raise ValueError(f"{checkpoint.path} must be of this model, got differences: {', '.join(different[:4])}")
+    for name, parameter in parameters.items():
+        found = tensors["model"][name].shape
+        if found != parameter.shape:
+            raise ValueError(
+                f"{checkpoint.path} must be of this model, got {name} of shape {tuple(found)} for {tuple(parameter.shape)}; "
+                "resume with the sizes of the run, or choose another output folder"
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(like(parameter, tensors["model"][name]))
     load_optimizer_tensors(optimizer, model, tensors["optimizer"])
     if ema is not None:
         ema.load(tensors["ema"], checkpoint.state["ema_updates"])
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and first numbers of what training does not change, which no checkpoint holds.
+
+    In bfloat16, so that the dtype they are held in does not matter. Of a whole model, not of shards.
+    """
+    sha = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            first = parameter.detach().flatten()[:_FIRST].to("cpu", torch.bfloat16).contiguous()
+            sha.update(f"{name} {tuple(parameter.shape)}".encode())
+            sha.update(first.view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+_FIRST = 1024
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -102,10 +102,9 @@ class GradientStep:
         size = self.processes.size
         weights = (shares[0] * size, shares[1] * size)  # the reduction divides by the number of ranks
         arguments = {"timesteps_per_token": self.config.timesteps_per_token, "generator": batch.generators or None}
-        with self._products():  # around the backward pass too, which may compute activations again
-            with self._autocast(), self._attention():
-                output = self.distributed.forward(**batch.inputs, **arguments, loss_weights=weights)
-            output.loss.backward()
+        with self._products(), self._autocast(), self._attention():
+            output = self.distributed.forward(**batch.inputs, **arguments, loss_weights=weights)
+        output.loss.backward()
         found = (output.text_loss, output.image_loss)
         parts = [0.0 if v is None else float(v.detach()) * share for v, share in zip(found, shares, strict=True)]
         good = all(math.isfinite(v) for v in parts)
@@ -113,11 +112,14 @@ class GradientStep:
             self.statistics.update(output.image_rows, output.image_timesteps)
         return torch.tensor(parts, dtype=torch.float64), good
 
+    # With gradient_checkpointing layers are computed again in the backward pass, where no mode reaches: neither has one.
+
     def _products(self) -> AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.config.precision == "float32" else bf16_products(self.processes.device)
+        is_plain = self.config.precision == "float32" or self.config.gradient_checkpointing
+        return contextlib.nullcontext() if is_plain else bf16_products(self.processes.device)
 
     def _attention(self) -> AbstractContextManager[Any]:
-        if self.config.gradient_checkpointing:  # layers are computed again in the backward pass, where no mode reaches
+        if self.config.gradient_checkpointing:
             return contextlib.nullcontext()
         dtype = torch.float32 if self.config.precision == "float32" else torch.bfloat16
         return attention_kernel(self.processes.device, dtype)

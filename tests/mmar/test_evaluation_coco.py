@@ -145,6 +145,10 @@ def test_a_folder_of_another_run_is_refused(model: Path, tmp_path: Path, capsys:
     assert run(model, captions, tmp_path / "out", "--count", "1", "--guidance", "3") == 2
     assert "got manifest.json with other settings; choose another folder" in capsys.readouterr().err
     assert run(model, captions, tmp_path / "out", "--count", "1", "--seed", "5") == 2
+    assert run(model, captions, tmp_path / "out", "--count", "2") == 0  # the first of the same choice, and one more
+    assert len(pictures(tmp_path / "out")) == len(json.loads((tmp_path / "out" / MANIFEST).read_text())["pictures"]) == 2
+    assert run(model, captions, tmp_path / "out", "--count", "3", "--seed", "5") == 2
+    assert run(model, captions, tmp_path / "out", "--count", "1") == 2
     (tmp_path / "out" / MANIFEST).write_text("cut o")
     assert run(model, captions, tmp_path / "out", "--count", "1") == 2
     assert "with other contents" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmar.tokenizers import LatentScale, LatentStatistics, NonFiniteImages, PatchTokenizer, measure_latents
 from mmar.tokenizers.measure import RunningMoments
+from mmar.tokenizers.registry import load_image_tokenizer
 from mmar.tokenizers.statistics import main
 
 DIGITS = PatchTokenizer(8, 2, image_channels=1)
@@ -249,17 +250,28 @@ def test_a_limit_draws_from_all_classes_and_repeats(folder: Path) -> None:
 
 def test_the_commands_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def cases() -> Iterator[tuple[int, str]]:
-        yield run(folder, "--batch-size", "0"), "--batch-size must be at least 1, got 0"
-        yield run(folder, "--limit", "0"), "--limit must be at least 1, got 0"
+        yield run(folder, "--batch-size", "0"), "argument --batch-size: must be a whole number of at least 1, got '0'"
+        yield run(folder, "--limit", "0"), "argument --limit: must be a whole number of at least 1, got '0'"
+        yield run(folder, "--center"), "--per-channel and --center must come with --save"
         yield main([str(folder / "nowhere"), "--tokenizer", "x"]), "FOLDER must be an existing folder"
         yield main([str(folder / "tokenizer"), "--tokenizer", "x"]), "FOLDER must hold image files"
         yield main([str(folder / "images"), "--tokenizer", "x"]), "folder must be an existing folder, got 'x'"
 
     for code, message in cases():
         error = capsys.readouterr().err
-        assert code == 1
-        assert error.startswith(f"error: {message}")
+        assert code == 2
+        assert error.startswith(f"mmar latent-statistics: {message}")
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--per-channel", "--center"]])
+def test_it_saves_a_tokenizer_with_the_scale(folder: Path, options: list[str]) -> None:
+    assert run(folder, "--save", str(folder / "scaled"), *options) == 0
+    measured = LatentStatistics.load(folder / "out.json")
+    scaled, before = load_image_tokenizer(folder / "scaled"), load_image_tokenizer(folder / "tokenizer")
+    assert scaled.scale == measured.scale(per_channel=bool(options), center=bool(options)) != before.scale
+    assert scaled.identity != before.identity
+    assert scaled.with_scale(before.scale).identity == before.identity  # nothing else has changed
 
 
 MODULE = """

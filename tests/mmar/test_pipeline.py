@@ -358,6 +358,27 @@ def test_weights_and_compute_can_be_chosen_at_the_door(saved: Path) -> None:
     assert MMARPipeline.from_pretrained(saved, compute_dtype=torch.bfloat16).model.dtype is torch.float32
 
 
+def test_float32_loads_float32_weights_whatever_the_config_says(tmp_path: Path) -> None:
+    """As adapters and commands ask for it."""
+    pipe = pipeline(compute_dtype=torch.bfloat16)
+    for parameter in pipe.model.language_model.parameters():
+        parameter.data = parameter.data.bfloat16()  # frozen beside masters, as a run in bf16 leaves it
+    pipe.save_pretrained(tmp_path)
+    assert MMARPipeline.from_pretrained(tmp_path).model.dtype is torch.bfloat16
+    loaded = MMARPipeline.from_pretrained(tmp_path, compute_dtype=torch.float32)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+def test_a_prompt_beyond_the_context_is_refused(pipe: MMARPipeline) -> None:
+    limit = pipe.model.config.text_config.max_position_embeddings
+    long = "red " * limit
+    with pytest.raises(ValueError, match=rf"a prompt must have at most {limit} positions, .* got \d{{4}}"):
+        pipe.draw(["a", long], seed=0)
+    with pytest.raises(ValueError, match="a prompt must have at most"):
+        pipe.answer(picture(), long)
+    assert pipe.draw("red " * (limit // 4), seed=0)
+
+
 def edit(path: Path, *keys: str, value: Any) -> None:
     """Change one entry of a JSON file."""
     content = json.loads(path.read_text())

@@ -297,6 +297,17 @@ def test_configurations_layer_and_come_back(tmp_path: Path) -> None:
     assert load_config(base).steps == 7
 
 
+def test_the_tasks_of_a_file_replace_those_below_and_words_change_single_ones(tmp_path: Path) -> None:
+    _yaml(tmp_path, "tasks: {generation: 3}\n")
+    above = tmp_path / "above.yaml"
+    above.write_text("defaults: run.yaml\nstage: instruction\ntasks: {understanding: 1}\n")
+    assert load_config(above).tasks == {"understanding": 1.0, "generation": 0.0, "unconditional": 0.0}
+    assert load_config(tmp_path / "run.yaml").tasks == {"understanding": 0.0, "generation": 3.0, "unconditional": 0.0}
+    assert load_config(tmp_path / "run.yaml", ["tasks.understanding=2"]).tasks["generation"] == 3.0
+    save_config(load_config(above), tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == load_config(above)
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -316,6 +327,12 @@ def test_configurations_layer_and_come_back(tmp_path: Path) -> None:
         ("ema=1", "ema"),
         ("describing=1.5", "describing"),
         ("saving.keep=0", "keep"),
+        ("threads=0", "threads must be at least 1"),
+        ("workers=-1", "workers must be at least 0"),
+        ("model.size=mmar-0.5b", "model.size must be null without model.qwen2"),
+        ("model={preset: null, checkpoint: x, language_model: y}", "model.language_model must be null without model.preset"),
+        ("model={preset: null, qwen2: x, language_model: y}", "model.language_model must be null without model.preset"),
+        ("stage=instruction", "tasks must be understanding alone in stage instruction, got .*generation"),
     ],
 )
 def test_bad_configurations_are_refused_by_key(word: str, said: str, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmar import precision
 from mmar import train as command
 from mmar.data.digits import DigitDataset
 from mmar.pipeline import MMARPipeline
@@ -220,3 +223,43 @@ def test_after_kill_9_nothing_is_lost(tmp_path: Path) -> None:
     whole = started(tmp_path / "whole", steps=steps)
     assert whole.wait(timeout=120) == 0
     assert lines(folder) == lines(tmp_path / "whole")
+
+
+# -- what does not go on -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_its_own_frozen_weights_and_sizes_only(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("final"))
+    with pytest.raises(ValueError, match="trained beside other frozen weights"):
+        Trainer(config(tmp_path / "run", seed=1), resume=True)
+    wider = config(tmp_path / "run")
+    wider.model.options = {"diffusion_head_config": {"width": 64}}
+    with pytest.raises(ValueError, match=r"must be of this model, got .* of shape \(.*\) for \(64"):
+        Trainer(wider, resume=True)
+    Trainer(config(tmp_path / "run"), resume=True).close()
+
+
+def test_recomputed_activations_train_with_float32_products_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode of products, which the environment asks for, does not reach what the backward pass computes again."""
+    monkeypatch.setenv("MMAR_FLOAT32_PRODUCTS", "1")
+    monkeypatch.setattr(precision, "native_bf16_matmul", lambda: False)
+    train(config(tmp_path, gradient_checkpointing=True, steps=1))
+    assert lines(tmp_path)[0]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.options.plora_config.rank=abc"], "model.options must be options of MMARConfig, got .*rank.*abc"),
+        (["model.options.plora_config=3"], "model.options must be options of MMARConfig, got .*plora_config"),
+        (["data=[{kind: folder, path: /none, options: {limits: 5}}]"], "data.options.limits must be a mapping, got 5"),
+    ],
+)
+def test_options_of_another_kind_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"output: {tmp_path / 'out'}\nmodel: {{preset: mmar-tiny}}\ndata: [{{kind: digits}}]\n")
+    assert command.main([str(path), *words]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, said)
