@@ -35,7 +35,7 @@ SUBCOMMANDS = {
     "chat": Subcommand("mmar.commands.chat", "ask questions about a picture"),
     "reconstruct": Subcommand("mmar.commands.reconstruct", "a picture before and after the image tokenizer"),
     "cache-latents": Subcommand("mmar.commands.cache_latents", "encode the pictures of a data set once"),
-    "latent-statistics": Subcommand("mmar.tokenizers.statistics", "measure the scale of an image tokenizer"),
+    "latent-statistics": Subcommand("mmar.commands.latent_statistics", "measure the scale of an image tokenizer"),
     "info": Subcommand("mmar.commands.info", "what a checkpoint is, and whether its sampler is safe in bf16"),
     "demo": Subcommand("mmar.demo.app", "a local web page that draws and answers", extra="demo"),
 }

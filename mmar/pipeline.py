@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
-from mmar.agreement import check_agreement
 from mmar.checkpoint import stored_config
+from mmar.compatibility import check_compatibility
 from mmar.generation.image import OnStep, generate_image_tokens
 from mmar.generation.randomness import row_generators
 from mmar.generation.settings import ImageGenerationConfig
@@ -56,7 +56,7 @@ class MMARPipeline:
         settings: ImageGenerationConfig | None = None,
         compute_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        check_agreement(model.config, processor, image_tokenizer)
+        check_compatibility(model.config, processor, image_tokenizer)
         check_compute_dtype(model, compute_dtype)
         self.model, self.processor, self.image_tokenizer = model, processor, image_tokenizer
         self.settings = ImageGenerationConfig.default_for(model.config) if settings is None else settings
@@ -298,7 +298,7 @@ class MMARPipeline:
         record = PipelineRecord.read(folder)
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER)
         processor = MMARProcessor.from_pretrained(folder)
-        check_agreement(stored_config(folder), processor, image_tokenizer)
+        check_compatibility(stored_config(folder), processor, image_tokenizer)
         record.check(image_tokenizer)
         compute_dtype = record.compute_dtype if compute_dtype is None else compute_dtype
         if dtype is None and compute_dtype is torch.float32:  # it needs weights in float32

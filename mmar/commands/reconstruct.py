@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmar.agreement import check_agreement
 from mmar.checkpoint import stored_config
 from mmar.commands.loading import add_device, existing_device, existing_model
 from mmar.commands.running import CommandParser, run_command
+from mmar.compatibility import check_compatibility
 from mmar.picture_codec import PictureCodec
 from mmar.pipeline import IMAGE_TOKENIZER_FOLDER
 from mmar.pipeline_record import PipelineRecord
@@ -42,7 +42,7 @@ def _codec(folder: Path, device: torch.device) -> PictureCodec:
     """The parts of a pipeline that images need, checked as a pipeline is."""
     record, config = PipelineRecord.read(folder), stored_config(folder)
     tokenizer, processor = load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER), MMARProcessor.from_pretrained(folder)
-    check_agreement(config, processor, tokenizer)
+    check_compatibility(config, processor, tokenizer)
     record.check(tokenizer)
     return PictureCodec(processor.image_processor, tokenizer.to(device), config.has_codes)
 

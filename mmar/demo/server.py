@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmar.demo.endpoints import Endpoints, complain, fail
-from mmar.demo.own_page import OwnPageOnly
+from mmar.demo.same_origin import SameOriginOnly
 from mmar.pipeline import MMARPipeline
 
 PAGE = Path(__file__).parent / "page"
@@ -37,7 +37,7 @@ def build(pipeline: MMARPipeline, *, hosts: Sequence[str] = LOCAL) -> Starlette:
             Route("/answer", endpoints.answer, methods=["POST"]),
             Mount("/", StaticFiles(directory=PAGE, html=True)),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(OwnPageOnly)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(SameOriginOnly)],
         exception_handlers={ValueError: complain, TypeError: complain, Exception: fail},
     )
     application.state.end = endpoints.end

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmar.evaluation.feature_network import FeatureNetwork
-from mmar.evaluation.neighbours import precision_recall
+from mmar.evaluation.precision_recall import precision_recall
 
 MOST_IN_SUBSET = 1000
 """Pictures in each subset of the kernel distance, as in its paper (Binkowski et al. 2018), where there are as many."""
@@ -74,7 +74,7 @@ def measure_fidelity(
         network: Of the kind of pictures.
         real: Of the network's size and colours; test pictures, not those that the model was trained on.
         generated: Likewise.
-        neighbours: See :func:`mmar.evaluation.neighbours.precision_recall`.
+        neighbours: See :func:`mmar.evaluation.precision_recall.precision_recall`.
         subsets: Of the kernel distance.
         seed: Of the subsets.
 

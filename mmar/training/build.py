@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mmar.agreement import check_agreement
+from mmar.compatibility import check_compatibility
 from mmar.config import MMARConfig
 from mmar.data.order import StreamSettings
 from mmar.image_head import DiffusionTokenHead
@@ -65,7 +65,7 @@ def build_parts(config: TrainingConfig) -> Parts:
     model = _model(config)
     image_tokenizer = _image_tokenizer(config, model.config)
     processor = _processor(config, model.config, image_tokenizer)
-    check_agreement(model.config, processor, image_tokenizer)
+    check_compatibility(model.config, processor, image_tokenizer)
     if model.config.has_codes and config.model.checkpoint is None:
         model.load_codebook(image_tokenizer.codebook)
     choose_trained(model, config)

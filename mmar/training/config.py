@@ -147,8 +147,8 @@ class TrainingConfig:
         model: Where the model comes from.
         tokenizers: Frozen tokenizers.
         data: Sources of examples.
-        tasks: Weights of the tasks: the paper's 1:1 and 9:1 are 10, 9 and 1. A file with ``tasks`` replaces those below it: what
-            it does not name has weight 0.
+        tasks: Weights of the tasks: the paper's 1:1 and 9:1 are 10, 9 and 1. A file with ``tasks`` replaces those below it:
+            what it does not name has weight 0.
         masking: Share of masked tokens.
         timesteps_per_token: K: 4 in stage 1, 8 in stage 2.
         batch_size: Samples of a micro-batch on one rank.
@@ -257,7 +257,9 @@ def check_config(config: TrainingConfig) -> None:
         )
     drawing = {name: config.tasks.get(name, 0) for name in (GENERATION, UNCONDITIONAL) if config.tasks.get(name, 0)}
     if config.stage == "instruction" and drawing:
-        raise ValueError(f"tasks must be understanding alone in stage instruction, got {drawing}; set tasks: {{understanding: 1}}")
+        raise ValueError(
+            f"tasks must be understanding alone in stage instruction, got {drawing}; set tasks: {{understanding: 1}}"
+        )
     unknown = sorted(set(config.tasks) - set(TASKS))
     if unknown:
         raise ValueError(

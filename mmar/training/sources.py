@@ -102,7 +102,9 @@ def _options(source: DataSource, made: Callable[..., Any], *given: str) -> dict[
     options = dict(source.options)
     _check_known(f"data.options of {source.kind}", options, made, given)
     if not isinstance(options.get("limits", {}), dict):
-        raise ValueError(f"data.options.limits must be a mapping, got {options['limits']!r}; as limits: {{max_pixels: 1000000}}")
+        raise ValueError(
+            f"data.options.limits must be a mapping, got {options['limits']!r}; as limits: {{max_pixels: 1000000}}"
+        )
     if "limits" in options:
         _check_known("data.options.limits", options["limits"], ImageLimits)
         options["limits"] = ImageLimits(**options["limits"])

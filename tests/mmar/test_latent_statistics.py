@@ -18,10 +18,10 @@ from PIL import Image
 from tiny_tokenizers import digits, kl, photographs
 from torch import Tensor
 
+from mmar.commands.latent_statistics import main
 from mmar.tokenizers import LatentScale, LatentStatistics, NonFiniteImages, PatchTokenizer, measure_latents
 from mmar.tokenizers.measure import RunningMoments
 from mmar.tokenizers.registry import load_image_tokenizer
-from mmar.tokenizers.statistics import main
 
 DIGITS = PatchTokenizer(8, 2, image_channels=1)
 
@@ -277,7 +277,7 @@ def test_it_saves_a_tokenizer_with_the_scale(folder: Path, options: list[str]) -
 MODULE = """
 import runpy, sys
 try:
-    runpy.run_module("mmar.tokenizers.statistics", run_name="__main__", alter_sys=True)
+    runpy.run_module("mmar.commands.latent_statistics", run_name="__main__", alter_sys=True)
 except SystemExit as end:
     sys.exit(end.code or 3 * ("diffusers" in sys.modules))
 """

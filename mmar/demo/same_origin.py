@@ -21,7 +21,7 @@ HEADERS = {
 }
 
 
-class OwnPageOnly:
+class SameOriginOnly:
     """Puts :data:`HEADERS` on every response and refuses requests that a page of another origin sends.
 
     Args:

@@ -1,4 +1,4 @@
-"""``mmar latent-statistics FOLDER --tokenizer TOKENIZER``: measure the scale of an image tokenizer, and save one that has it."""
+"""``mmar latent-statistics FOLDER --tokenizer TOKENIZER``: measure the scale of an image tokenizer, save one with it."""
 
 from __future__ import annotations
 
@@ -78,13 +78,17 @@ def _plus_minus(error: float | None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        prog="mmar latent-statistics", description="Measure the scale of an image tokenizer's latents, and save one that has it."
+        prog="mmar latent-statistics",
+        description="Measure the scale of an image tokenizer's latents, and save one that has it.",
     )
     parser.add_argument("folder", type=Path, help="images, in folders below it too")
     parser.add_argument("--tokenizer", required=True, help="folder of save_pretrained or of diffusers")
     parser.add_argument("--output", type=Path, default=Path("latent_statistics.json"), help="JSON to write (%(default)s)")
     parser.add_argument(
-        "--save", type=Path, metavar="FOLDER", help="also write the tokenizer with this scale, for tokenizers.image of a training"
+        "--save",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the tokenizer with this scale, for tokenizers.image of a training",
     )
     parser.add_argument("--per-channel", action="store_true", help="with --save: a scale for each channel (the paper has one)")
     parser.add_argument("--center", action="store_true", help="with --save: subtract the mean too (the paper does not)")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmar.evaluation.neighbours import precision_recall
+from mmar.evaluation.precision_recall import precision_recall
 
 
 def by_counting(real: Tensor, generated: Tensor, k: int) -> tuple[float, float]:
@@ -62,7 +62,7 @@ def test_a_model_that_repeats_itself_is_precise_and_forgets(generator: torch.Gen
 def test_points_in_parts_are_the_same(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     real, generated = torch.randn(50, 3, generator=generator), torch.randn(40, 3, generator=generator) + 0.5
     whole = precision_recall(real, generated)
-    monkeypatch.setattr("mmar.evaluation.neighbours.ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("mmar.evaluation.precision_recall.ROWS_AT_A_TIME", 7)
     assert precision_recall(real, generated) == whole
 
 

@@ -10,7 +10,7 @@ from mmar.processing import MMARProcessor, check_tokenizer
 from mmar.tokenizers import ImageTokenizer
 
 
-def check_agreement(config: MMARConfig, processor: MMARProcessor, image_tokenizer: ImageTokenizer) -> None:
+def check_compatibility(config: MMARConfig, processor: MMARProcessor, image_tokenizer: ImageTokenizer) -> None:
     """Raise one error that names everything in which the three differ.
 
     Raises:
