@@ -1,8 +1,7 @@
 r"""Figure 7 of the paper in small: what noise on its input costs a transfusion-like model that reads digit scans.
 
 The model is trained to read images noised below half of the schedule, and asked about test scans at several noise levels;
-MMAR, which reads clean tokens, stands beside it and, in all presets but ``cpu``, an MMAR whose context is noised in the same
-way.
+MMAR, which reads clean tokens, stands beside it and, in the preset ``gpu``, an MMAR whose context is noised in the same way.
 """
 
 from __future__ import annotations

@@ -15,7 +15,16 @@ from diffparam.report import report
 from experiments.readme_claims import claims
 from experiments.readme_mmar import mmar_speed, overfit, sizes
 from experiments.readme_mmar import table as _table
-from experiments.readme_paper import ablations, image_order, sampler_precision, speed_quality, table1, table3, table3_scenes
+from experiments.readme_paper import (
+    ablations,
+    image_order,
+    question_families,
+    sampler_precision,
+    speed_quality,
+    table1,
+    table3,
+    table3_scenes,
+)
 from experiments.readme_training import (
     digits,
     reliability,
@@ -228,7 +237,7 @@ _MODEL = (
     reliability,
     training_speed,
 )
-_PAPER = (claims, table3, table3_scenes, table1, ablations, image_order, speed_quality, sampler_precision)
+_PAPER = (claims, table3, question_families, table3_scenes, table1, ablations, image_order, speed_quality, sampler_precision)
 BLOCKS: Mapping[str, Callable[[], str]] = {block.__name__: block for block in (*_LIBRARY, *_MODEL, *_PAPER)}
 
 

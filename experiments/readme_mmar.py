@@ -79,6 +79,8 @@ def _drawing(results: dict[str, Any]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, the first column to the left."""
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"each row must have {len(header)} cells, got {sorted({len(row) for row in rows})}")
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 

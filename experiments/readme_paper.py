@@ -159,13 +159,28 @@ def _arms(record: str) -> str:
     for name, one in found["arms"].items():
         cells = [percent(one["reading"], seeds)]
         for way in ("last", "safe"):
-            drawing = one["drawing"].get(way)
-            cells += ["", ""] if drawing is None else [percent(drawing["recognised"], seeds), number(drawing["frechet"], seeds)]
+            cells += ["", "", ""] if way not in one["drawing"] else _drawn(one["drawing"][way], seeds)
         rows.append([ARMS[name].label, *cells])
     real = found["reference"]
-    rows.append(["real scans", "", "", f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", "", ""])
+    cells = [f"{real['recognised']:.1%}", f"{real['frechet']:.3g}", f"{real['recall']:.2f}"]
+    rows.append(["real scans", "", *cells, "", "", ""])
     start = f"from t = {found['safe_start']:g}" if "safe_start" in found else "from a safe t"
-    return table(["arm", "read", "drawn, from t = 999", "Fréchet", start, "Fréchet"], rows)
+    return table(["arm", "read", "drawn, from t = 999", "Fréchet", "recall", start, "Fréchet", "recall"], rows)
+
+
+def _drawn(way: Any, seeds: int) -> list[str]:
+    return [percent(way["recognised"], seeds), number(way["frechet"], seeds), f"{way['recall']['mean']:.2f}"]
+
+
+def question_families() -> str:
+    """Table 4 in small: each family of questions about digits, by arm."""
+    record = "table3-cpu"
+    if not exists(record):
+        return _missing(record)
+    arms, seeds = results_of(record)["arms"], len(read_record(record)["config"]["seeds"])
+    families = list(next(iter(arms.values()))["families"])
+    rows = [[ARMS[name].label, *(percent(one["families"][f], seeds) for f in families)] for name, one in arms.items()]
+    return table(["read", *families], rows)
 
 
 def exists(record: str) -> bool:

@@ -56,7 +56,7 @@ class Config(Study):
 PRESETS = {
     "smoke": Config((0,), TINY, Amount(2, 1, 4), arms=(*head_arms.ARMS, "vq", "transfusion"), stride=500, scans=4, workers=0),
     "quick": Config((0,), QUICK, Amount(100, 10), arms=("v_mixed", "eps_mixed"), stride=100, scans=100),
-    "cpu": Config(),
+    "cpu": Config((0, 1)),
     "gpu": Config(recipe=GPU, workers=0, device="cuda"),
 }
 
