@@ -13,7 +13,8 @@ def combine(gain_x: Angle, x: Tensor, gain_u: Angle, u: Tensor) -> Tensor:
     """``gain_x * x + gain_u * u`` in the dtype and on the device of ``x``.
 
     Arithmetic is in the wider dtype of the two tensors and never below float32, so a bf16 sample is rounded once, at the
-    end, and not at each operation.
+    end, and not at each operation. (A float64 ``u`` beside a bf16 ``x`` is rounded by way of float32, as torch casts: one value
+    in 1e5 is then off by a unit in the last place.)
     """
     dtype = x.dtype
     if u.dtype is not dtype or dtype.itemsize < 4:

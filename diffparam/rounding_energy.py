@@ -131,7 +131,10 @@ def compensated_energy(fmt: str | FloatFormat, mean_square: Any) -> Any:
 
 def overflow_probability(fmt: str | FloatFormat, mean_square: Any) -> Any:
     """Share of zero-mean Gaussian values beyond the largest finite one of ``fmt``."""
-    std = np.sqrt(np.asarray(mean_square, dtype=np.float64))
+    square = np.asarray(mean_square, dtype=np.float64)
+    if not (square >= 0).all():
+        raise NonFiniteError(f"mean_square must be at least 0, got {_first_bad(square)!r}")
+    std = np.sqrt(square)
     with np.errstate(divide="ignore"):
         share = 2.0 * ndtr(-parse_format(fmt).max / std)
     return share if share.ndim else float(share)

@@ -403,3 +403,14 @@ def test_without_safetensors_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert run(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--source", "v", "--target", "eps", "--phi", "1") == 2
     assert "pip install 'diffparam[" in capsys.readouterr().err
+
+
+def test_a_file_keeps_the_angles_of_its_conversion(tmp_path: Path) -> None:
+    """Another angle by option would leave the old one beside the converted output, and the way back would be another."""
+    tensors = {"u": torch.randn(4, 3), "x_t": torch.randn(4, 3), "phi": torch.full((4,), 0.3, dtype=torch.float64)}
+    path = saved(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(BadInput, match="phi must be left out for a file that holds its own phi, got another value"):
+        convert_tensors(path, tmp_path / "b.safetensors", source=V, target=EPSILON, phi=1.2)
+    with pytest.raises(BadInput, match="timestep must be left out for a file that holds its own phi"):
+        convert_tensors(path, tmp_path / "b.safetensors", source=V, target=EPSILON, timestep=3, schedule=Schedule.cosine())
+    assert convert_tensors(path, tmp_path / "b.safetensors", source=V, target=EPSILON, phi=0.3).path.exists()

@@ -35,6 +35,7 @@ from diffparam import (
     plan_ddim,
     plan_heun,
     predict_error,
+    predict_v,
     trace_sensitivity,
 )
 
@@ -304,3 +305,41 @@ def test_flags_name_timesteps_of_the_plan(solver: str) -> None:
             assert flag.timestep is None or flag.timestep in plan.timestep, flag
             assert len(flag.reason) > 30
             assert "nan" not in flag.reason
+
+
+# -- the unit of a loss floor -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma_data", [0.01, 0.5, 1.0, 2.0, 100.0])
+@pytest.mark.parametrize("param", [EPSILON, V, FLOW, X0], ids=lambda p: p.name)
+def test_a_floor_is_a_share_of_the_variance_of_v(param: AngularParam, sigma_data: float) -> None:
+    """Measured: noised data, targets with a relative error of one rounding, in v-space, over the variance of v."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(20000, generator=generator, dtype=torch.float64) for _ in range(2))
+    x0 = x0 * sigma_data
+    grid = COSINE.take([50, 600, 990])
+    limit = largest_safe_timestep(grid, param=param, delta=2.0**-7, tolerance=1e-3, sigma_data=sigma_data)
+    shares = []
+    for phi in grid.phi.tolist():
+        x_t, u, v = math.cos(phi) * x0 + math.sin(phi) * eps, param.target(x0, eps, phi), V.target(x0, eps, phi)
+        wrong = u * (1.0 + 2.0**-7 * torch.randn(u.shape, generator=generator, dtype=torch.float64))
+        moved = predict_v(wrong, x_t, phi, param=param) - v
+        shares.append((moved.square().mean() / v.square().mean()).item())
+    safe = [t for t, share in zip(grid.timesteps.tolist(), shares, strict=True) if share <= 1e-3]
+    assert all(abs(share / 1e-3 - 1) > 0.05 for share in shares)  # none is near the tolerance
+    assert limit == (max(safe) if safe else None)
+
+
+@pytest.mark.parametrize("sigma_data", [0.001, 1.0, 1000.0])
+def test_v_is_safe_at_every_scale_of_the_data(sigma_data: float) -> None:
+    assert "unsafe" not in flags(predict_error(plan_ddim(GRID, param=V), sigma_data, **only(output="bf16")))
+    # At 1000 the target of v is so large that epsilon's error is a small part of it.
+    epsilon = flags(predict_error(plan_ddim(GRID, param=EPSILON), sigma_data, **only(output="bf16")))
+    assert ("unsafe" in epsilon) == (sigma_data < 1000)
+
+
+def test_a_timestep_rounded_beyond_the_last_one_is_not_free() -> None:
+    """bf16 makes 1000 of 999; the network then answers for an angle beyond its training."""
+    plan = plan_ddim(COSINE.take([500, 999]), param=EPSILON)
+    told = predict_error(plan, 0.5, **only(timestep="bf16"), training=COSINE).sources["timestep"]
+    assert told.predicted > 0

@@ -18,6 +18,7 @@ from diffparam import (
     X0,
     AngularParam,
     GaussianMixture,
+    NetworkError,
     NonFiniteError,
     RelativeError,
     RoundingError,
@@ -354,3 +355,19 @@ def test_a_format_is_no_error_model(source: str) -> None:
 
 def _never(x: Tensor, t: Tensor) -> Tensor:
     raise AssertionError("the network was called")
+
+
+def test_an_error_of_each_call_must_be_of_this_plan() -> None:
+    plan, x = plan_ddim(Schedule.cosine(10), param=V), torch.zeros(2, 3)
+    for calls in (5, 50):
+        with pytest.raises(ValueError, match=rf"output_error must have one entry per call of the plan \(10\), got {calls}"):
+            sample(_never, x, plan, output_error=NetworkError([0.1] * calls))
+    with pytest.raises(ValueError, match="state_error must be of one call, got one of 10 calls"):
+        sample(_never, x, plan, state_error=NetworkError([0.1] * 10))
+
+
+def test_a_record_is_of_one_run() -> None:
+    plan, x, record = plan_ddim(Schedule.cosine(3), param=V), torch.zeros(2, 3), Trajectory()
+    sample(lambda x, t: x, x, plan, record=record)
+    with pytest.raises(ValueError, match="record must be empty, got one of 3 steps"):
+        sample(_never, x, plan, record=record)

@@ -22,7 +22,10 @@ from hypothesis import strategies as st
 from diffparam import (
     EPSILON,
     FLOW,
+    FLOW_STATE,
     SCORE,
+    VE,
+    VP,
     X0,
     AdditiveError,
     AngularParam,
@@ -69,7 +72,7 @@ def test_kappa_is_that_of_the_table_of_parameterizations() -> None:
     assert row_of(found, "sample").kappa_timestep == 0
     for row, param in zip(found.rows, (EPSILON, X0, V, FLOW, AngularParam.optimal(0.5)), strict=True):
         assert row.param == param.name
-        assert row.largest_safe_timestep == largest_safe_timestep(SCALED, param=param, delta="rms")
+        assert row.largest_safe_timestep == largest_safe_timestep(SCALED, param=param, delta="rms", sigma_data=0.5)
 
 
 @given(shared.params(), shared.inner_phis(), shared.sigma_datas)
@@ -479,7 +482,8 @@ def test_floors_know_the_data() -> None:
     sigma_data = 0.5
     found = report(COSINE, "sample", steps=20, sigma_data=sigma_data)
     inner = slice(1, None)
-    expected = found.curves.kappa["sample"] ** 2 * found.run.output.energy(sigma_data**2)
+    variance = COSINE.phi.cos().numpy() ** 2 + (COSINE.phi.sin().numpy() * sigma_data) ** 2  # of the target in v-space
+    expected = found.curves.kappa["sample"] ** 2 * found.run.output.energy(sigma_data**2) / variance
     np.testing.assert_allclose(found.curves.floor["sample"][inner], expected[inner], rtol=1e-6)
 
 
@@ -688,3 +692,34 @@ def test_few_steps_are_judged_by_samples_of_the_size_of_data(name: str, steps: i
     rows = report(Schedule.cosine(1000), name, steps=steps).to_dict()["rows"]
     (error,) = (row["error"] for row in rows if row["param"] == name)
     assert 0.0003 < error < 0.003
+
+
+@pytest.mark.parametrize("sigma_data", [0.01, 1.0, 100.0])
+def test_a_verdict_does_not_hang_on_the_unit_of_the_data(sigma_data: float) -> None:
+    found = report(COSINE, "v", steps=50, sigma_data=sigma_data)
+    assert found.safe
+    assert found.row.largest_safe_timestep == 999
+    floor = found.curves.floor["epsilon"]
+    unsafe = found.curves.timesteps[floor > found.run.loss_tolerance]
+    assert unsafe.min() == pytest.approx(row_of(found, "epsilon").largest_safe_timestep + 1, abs=3)  # log-uniform to 0.6 %
+
+
+def test_the_relative_error_is_the_same_in_every_state_space() -> None:
+    errors = []
+    for state in (VP, VE, FLOW_STATE):
+        grid = COSINE.take([900]).with_state(state)
+        errors.append(assess(Run(grid, grid, V, sigma_data=2.0, final_phi=1.2, state=None, arithmetic=None)).error)
+    assert errors == pytest.approx([errors[0]] * 3, rel=1e-9)
+
+
+def test_a_row_that_overflows_does_not_end_the_report_of_another() -> None:
+    """float8_e4m3 does not hold epsilon's first coefficient, 632; v's are all below 1."""
+    found = report(COSINE, "v", steps=50, arithmetic="e4m3")
+    row = row_of(found, "epsilon")
+    assert row.error == math.inf
+    assert "arithmetic must be a format that holds" in row.flags[0].reason
+    assert not found.safe
+    assert math.isfinite(found.row.error)
+    own = report(COSINE, "epsilon", steps=50, arithmetic="e4m3")
+    assert not own.safe
+    assert "holds" in str(own)

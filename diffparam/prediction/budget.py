@@ -145,7 +145,8 @@ def predict_error(
         increments: The update is computed as a change of the state, ``x + ((gain_x - 1) x + gain_u u)``.
         guidance: Scale omega; both branches err on their own.
         training: Schedule of the training, to know what an off-grid timestep means; the plan's own angles by default.
-        tolerance: Loss floor above which a step is unsafe, in units of the target's variance.
+        tolerance: Loss floor above which a step is unsafe, in units of the target's variance (of a standard deviation as
+            ``data``; else of unit variance).
         confidence: Of :attr:`ErrorBudget.bound`.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffparam.error_model import CompensatedRounding, ErrorModel, RoundingError
-from diffparam.prediction.sensitivity import Sensitivity
+from diffparam.prediction.sensitivity import Sensitivity, v_loss_floor
 from diffparam.prediction.sources import told_timesteps
 from diffparam.rounding import FloatFormat, parse_format
 from diffparam.rounding_energy import overflow_probability, rounding_energy
@@ -33,8 +33,8 @@ class Flag:
 
 def unsafe_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel, tolerance: float) -> list[Flag]:
     """Calls at which the output's error costs more than ``tolerance`` of the target's variance in v-space (eq. 27)."""
-    floor = plan.param.condition_number(plan.phi_t) ** 2 * error.energy(sizes.output_sq) / plan.param.r_at(plan.phi_t) ** 2
-    bad = np.flatnonzero(np.broadcast_to(floor, (len(plan),)) > tolerance)
+    floor = v_loss_floor(plan, sizes, error)
+    bad = np.flatnonzero(floor > tolerance)
     if not len(bad):
         return []
     at = int(bad[np.argmax(floor[bad])])
@@ -44,7 +44,8 @@ def unsafe_flags(plan: Plan, sizes: Sensitivity, error: ErrorModel, tolerance: f
             "unsafe",
             float(plan.timestep[at]),
             f"{len(bad)} of {len(plan)} calls: kappa reaches {kappa:.3g} at timestep {plan.timestep[at]:g}, where the "
-            f"output's error alone adds {floor[at]:.2g} to the v-space loss (tolerance {tolerance:g})",
+            f"output's error alone adds {floor[at]:.2g} times the target's variance to the v-space loss "
+            f"(tolerance {tolerance:g})",
         )
     ]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffparam.angle import HALF_PI
 from diffparam.error_model import ErrorModel, RelativeError, RoundingError
 from diffparam.errors import NonFiniteError
 from diffparam.guidance import guidance_error_gain
@@ -245,10 +246,20 @@ def timestep_source(
     told = told_timesteps(plan.timestep, fmt)
     table_t, table_phi = (plan.timestep, plan.phi_t) if training is None else (training.timesteps.numpy(), training.phi.numpy())
     order = np.argsort(table_t, kind="stable")
-    phi = np.where(told == plan.timestep, plan.phi_t, np.interp(told, table_t[order], table_phi[order]))
+    phi = np.where(told == plan.timestep, plan.phi_t, _angle_of(told, table_t[order], table_phi[order]))
     change = gaussian_output_per_input(plan, phi, sigma_data) - gaussian_output_per_input(plan, plan.phi_t, sigma_data)
     step, final, predicted = known_error(plan, sizes, StepCoefficients(0.0, 0.0), change)
     return SourceError("timestep", step, final, final, predicted)
+
+
+def _angle_of(told: np.ndarray, timestep: np.ndarray, phi: np.ndarray) -> np.ndarray:
+    """Linear between the timesteps of a table; beyond its last one, where a rounding may lead, along its last step."""
+    inside = np.interp(told, timestep, phi)
+    if len(phi) < 2:
+        return inside
+    slope = (phi[-1] - phi[-2]) / (timestep[-1] - timestep[-2])
+    beyond = np.minimum(phi[-1] + slope * (told - timestep[-1]), max(np.nextafter(HALF_PI, 0.0), phi[-1]))
+    return np.where(told > timestep[-1], beyond, inside)
 
 
 def told_timesteps(timestep: np.ndarray, fmt: FloatFormat) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffparam._checks import check_number, check_pair, check_phi, check_sample, everywhere
 from diffparam._combine import lift
 from diffparam.angle import Angle, namespace, rebase_gains, sin_difference
+from diffparam.errors import NonFiniteError
 from diffparam.parameterization import AngularParam, check_param
 from diffparam.rounding import FloatFormat, relative_error
 from diffparam.schedule import Schedule
@@ -30,6 +31,10 @@ class OutputMoments:
         x_sq: E[x_t^2].
         x_v: E[x_t v_hat].
         v_sq: E[v_hat^2].
+
+    Raises:
+        NonFiniteError: If one is NaN.
+        ValueError: If a mean square is negative, or E[x_t v]^2 exceeds E[x_t^2] E[v^2], which no samples have.
     """
 
     x_sq: Any
@@ -37,9 +42,11 @@ class OutputMoments:
     v_sq: Any
 
     def __post_init__(self) -> None:
-        for name in ("x_sq", "v_sq"):
+        for name in ("x_sq", "x_v", "v_sq"):
             value = getattr(self, name)
-            if not everywhere(value >= 0):  # NaN is not
+            if not everywhere(value == value):
+                raise NonFiniteError(f"{name} must be finite, got {value!r}; OutputMoments.measure takes it from finite values")
+            if name != "x_v" and not everywhere(value >= 0):
                 raise ValueError(f"{name} must be a mean square of at least 0, got {value!r}; OutputMoments.measure takes it")
         # As |cos| <= 1: by roots, whose product does not overflow where that of the squares would.
         if not everywhere(abs(self.x_v) <= (1 + 1e-6) * self.x_sq**0.5 * self.v_sq**0.5):
@@ -186,19 +193,27 @@ def largest_safe_timestep(
     param: AngularParam,
     delta: float | str,
     tolerance: float = 0.01,
+    sigma_data: float = 1.0,
     fmt: str | torch.dtype | FloatFormat = "bfloat16",
 ) -> int | float | None:
-    """The largest timestep whose :func:`loss_floor` is at most ``tolerance`` (of the target's unit variance); None if none is.
+    """The largest timestep whose :func:`loss_floor` is at most ``tolerance`` of the target's variance; None if none is.
 
-    The answer to "from where may I start sampling": above it one relative error of size delta in the output costs more than
-    ``tolerance`` of the v-space energy. It looks at the noisy end alone: x0, which is unsafe at the clean end, is safe here.
+    The answer to "from where may I start sampling": above it one relative error of size delta in an output as large as its
+    target costs more than ``tolerance`` of the v-space energy of data of standard deviation ``sigma_data``. It looks at the
+    noisy end alone: x0, which is unsafe at the clean end, is safe here.
     """
     tolerance = check_number(tolerance, "tolerance", low=0.0, open_low=True)
     worth = relative_error(delta, fmt) ** 2
     check_param(param)
     psi = torch.as_tensor(param.psi_at(schedule.phi), dtype=torch.float64).expand(len(schedule))
     sine = sin_difference(psi, schedule.phi)
-    safe = (sine**2 * tolerance >= worth) & (sine != 0)
+    sigma_data = check_number(sigma_data, "sigma_data", low=0.0)
+    if sigma_data == 1.0:
+        safe = (sine**2 * tolerance >= worth) & (sine != 0)
+    else:  # E[(u/r)^2] of the output and E[v^2] of the target
+        output_sq = (psi.cos() * sigma_data) ** 2 + psi.sin() ** 2
+        target_sq = schedule.phi.cos() ** 2 + (schedule.phi.sin() * sigma_data) ** 2
+        safe = (sine**2 * tolerance * target_sq >= worth * output_sq) & (sine != 0)
     index = safe.nonzero()
     return schedule.timesteps[int(index[-1])].item() if len(index) else None
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diffparam.errors import SingularParameterization
+from diffparam.errors import NonFiniteError, SingularParameterization
 from diffparam.parameterization import AngularParam
 from diffparam.prediction.budget import ErrorBudget, predict_error
 from diffparam.prediction.flags import Flag, large_flags
-from diffparam.prediction.sensitivity import Sensitivity, gaussian_sensitivity
+from diffparam.prediction.sensitivity import Sensitivity, gaussian_sensitivity, v_loss_floor
 from diffparam.prediction.sources import root_sum_square
 from diffparam.prediction.step import largest_safe_timestep
 from diffparam.report.run import Run
@@ -103,7 +103,7 @@ WORDS = {
 
 def percent(share: float) -> str:
     """0.0123 as ``1.2%``."""
-    return f"{100 * share:.2g}%" if share < 1 else f"{100 * share:.3g}%"
+    return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.3g}%"
 
 
 def assess(run: Run, param: AngularParam | None = None) -> Assessment:
@@ -114,7 +114,9 @@ def assess(run: Run, param: AngularParam | None = None) -> Assessment:
     """
     param = run.param if param is None else param
     delta = 0.0 if run.output is None else run.output.rms
-    from_here = largest_safe_timestep(run.training, param=param, delta=delta, tolerance=run.loss_tolerance)
+    from_here = largest_safe_timestep(
+        run.training, param=param, delta=delta, tolerance=run.loss_tolerance, sigma_data=run.sigma_data
+    )
     try:
         plan = run.plan(param)
     except SingularParameterization as singular:
@@ -123,20 +125,21 @@ def assess(run: Run, param: AngularParam | None = None) -> Assessment:
     lost = lost_timestep(run, plan)
     if lost is not None:
         run = replace(run, timestep=None)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # an overflow is answered below, as an infinite error
-        sizes = outspoken(plan, run.sigma_data)
-        quiet, loud = _predict(run, plan, run.sigma_data), _predict(run, plan, sizes)
-        floor = np.zeros(len(plan)) if run.output is None else loss_floor_of(plan, sizes, run)
+    kappa = np.broadcast_to(param.condition_number(plan.phi_t), (len(plan),))
+    worst = int(np.argmax(kappa))
+    largest, where = float(kappa[worst]), float(plan.timestep[worst])
+    try:
+        quiet, loud, floor = _predictions(run, plan)
+    except NonFiniteError as overflow:  # of a coefficient that the arithmetic does not hold, or of the run itself
+        return Assessment(param.name, largest, where, {}, math.inf, from_here, (), (Flag("overflow", where, str(overflow)),))
     sources = {name: _larger(quiet, loud, name) for name in SOURCES if name in quiet.sources or name in loud.sources}
     if lost is not None:
         sources["timestep"] = math.inf
     error = root_sum_square(sources.values())
-    kappa = np.broadcast_to(param.condition_number(plan.phi_t), (len(plan),))
-    worst = int(np.argmax(kappa))
     return Assessment(
         param.name,
-        float(kappa[worst]),
-        float(plan.timestep[worst]),
+        largest,
+        where,
         sources,
         error,
         from_here,
@@ -144,6 +147,15 @@ def assess(run: Run, param: AngularParam | None = None) -> Assessment:
         (*_flags(quiet, loud, error), *(() if lost is None else (lost,))),
         output_range=(_relative(quiet, "output"), _relative(loud, "output")),
     )
+
+
+def _predictions(run: Run, plan: Plan) -> tuple[ErrorBudget, ErrorBudget, np.ndarray]:
+    """For the network's own outputs and for outputs as large as their targets, and the loss floor of the latter."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # an overflow is answered as an infinite error
+        sizes = outspoken(plan, run.sigma_data)
+        quiet, loud = _predict(run, plan, run.sigma_data), _predict(run, plan, sizes)
+        floor = np.zeros(len(plan)) if run.output is None else v_loss_floor(plan, sizes, run.output)
+    return quiet, loud, floor
 
 
 def lost_timestep(run: Run, plan: Plan) -> Flag | None:
@@ -165,22 +177,16 @@ def outspoken(plan: Plan, sigma_data: float) -> Sensitivity:
     x_sq = (np.cos(plan.phi_t) * sigma_data) ** 2 + np.sin(plan.phi_t) ** 2
     more = (plan.param.r_at(plan.phi_t) * plan.param.sin_theta(plan.phi_t) * sigma_data) ** 2 / x_sq
     output_sq = sizes.output_sq + more
-    end = plan.phi_s[-1]
+    end = float(plan.phi_s[-1])
     return replace(
         sizes,
         output_sq=output_sq,
         change_sq=sizes.change_sq + plan.gain_u**2 * more,
-        final_sq=max(sizes.final_sq, float((np.cos(end) * sigma_data) ** 2 + np.sin(end) ** 2)),
+        final_sq=max(sizes.final_sq, float(((np.cos(end) * sigma_data) ** 2 + np.sin(end) ** 2) * plan.state.scale(end) ** 2)),
         relative_gain=np.abs(sizes.output_gain) * np.sqrt(output_sq),
         output_amplitude=None,
         input_amplitude=None,
     )
-
-
-def loss_floor_of(plan: Plan, sizes: Sensitivity, run: Run) -> np.ndarray:
-    """What the output's error adds to the v-space loss at each call, in units of the target's variance (eq. 27)."""
-    kappa, r = plan.param.condition_number(plan.phi_t), plan.param.r_at(plan.phi_t)
-    return np.broadcast_to(kappa**2 * run.output.energy(sizes.output_sq) / r**2, (len(plan),))
 
 
 def _predict(run: Run, plan: Plan, data: float | Sensitivity) -> ErrorBudget:

@@ -133,7 +133,16 @@ def _source(options: argparse.Namespace) -> Schedule | dict[str, Any]:
         raise BadInput("--train-steps must go with --schedule; of a scheduler say --set num_train_timesteps=N")
     if options.json not in (None, "-") and os.path.realpath(options.json) == os.path.realpath(options.target):
         raise BadInput(f"--json must not overwrite the config, got {options.json!r}")
-    return {**_config(options.target), **parse_assignments(options.set)}
+    config, changes = _config(options.target), parse_assignments(options.set)
+    whole = {**config, **changes}
+    own = DEFAULTS.get(str(whole.get("_class_name")), {})
+    foreign = [key for key in changes if key != "_class_name" and key not in own]
+    if own and foreign:
+        raise BadInput(
+            f"the key of --set must be an option of {whole['_class_name']}, got {foreign[0]!r}, which it does not have"
+            f"{nearest(foreign[0], own)}"
+        )
+    return whole
 
 
 def _config(target: str) -> dict[str, Any]:

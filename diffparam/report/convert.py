@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,12 @@ def _angle(tensors: dict[str, Tensor], phi: float | None, timestep: float | None
     """The one angle source among the options and the file."""
     given = {"phi": phi, "timestep": timestep}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    held = [name for name in given if name in tensors]
+    if found and held and not _same_angle(found, tensors, held):
+        raise BadInput(
+            f"{' and '.join(found)} must be left out for a file that holds its own {' and '.join(held)}, got another value; "
+            "the file would keep angles that are not those of its conversion"
+        )
     if not found:
         found = {name: tensors[name] for name in given if name in tensors}
     if len(found) != 1:
@@ -175,6 +182,11 @@ def _angle(tensors: dict[str, Tensor], phi: float | None, timestep: float | None
     if schedule is None:
         raise BadInput("schedule must be given with a timestep, got none; --schedule cosine, or --scheduler with a config")
     return schedule.phi_at(value)
+
+
+def _same_angle(found: Mapping[str, Any], tensors: Mapping[str, Tensor], held: Sequence[str]) -> bool:
+    """Whether options say what the file says, of each thing that either speaks of."""
+    return set(found) == set(held) and all(bool((tensors[name] == found[name]).all()) for name in held)
 
 
 def _writable(path: str | Path, out: str | Path, overwrite: bool) -> Path:

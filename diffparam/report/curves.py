@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffparam.errors import SingularParameterization
+from diffparam.errors import NonFiniteError, SingularParameterization
 from diffparam.parameterization import AngularParam
 from diffparam.prediction.budget import predict_error
 from diffparam.prediction.step import OutputMoments, output_energy
@@ -25,7 +25,7 @@ class Curves:
         timesteps: Of the training schedule, thinned to :data:`MAX_POINTS`, ``(points,)``.
         kappa: Condition number by parameterization, ``(points,)`` each.
         floor: Loss floor of the output's error by parameterization, for outputs as large as their targets.
-        step_timesteps: Of the configured run's calls, ``(calls,)``; empty where it is singular.
+        step_timesteps: Of the configured run's calls, ``(calls,)``; empty where it is singular or overflows.
         step_errors: Each call's part in the error of the final sample, relative, by source.
     """
 
@@ -62,7 +62,8 @@ def _floor(run: Run, param: AngularParam, phi: np.ndarray, kappa: np.ndarray) ->
         r[regular] = param.r_at(phi[regular])
     else:
         r *= param.r
-    return np.where(np.isfinite(kappa), kappa**2 * run.output.energy(energy * r**2) / r**2, np.inf)
+    floor = kappa**2 * run.output.energy(energy * r**2) / r**2 / target.v_sq
+    return np.where(np.isfinite(kappa), floor, np.inf)
 
 
 def _steps(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -72,10 +73,13 @@ def _steps(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return np.zeros(0), {}
     names = ("output", "arithmetic", "increments", "state", "guidance")
     options = {name: getattr(run, name) for name in names}
+    timestep = run.timestep if lost_timestep(run, plan) is None else None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        loud = predict_error(plan, outspoken(plan, run.sigma_data), timestep=None, **options)
-        timestep = run.timestep if lost_timestep(run, plan) is None else None
-        quiet = predict_error(plan, run.sigma_data, timestep=timestep, training=run.training, **options)
+        try:
+            loud = predict_error(plan, outspoken(plan, run.sigma_data), timestep=None, **options)
+            quiet = predict_error(plan, run.sigma_data, timestep=timestep, training=run.training, **options)
+        except NonFiniteError:  # told as an overflow of the run
+            return np.zeros(0), {}
         sources = {**loud.sources, **{name: quiet.sources[name] for name in ("timestep",) if name in quiet.sources}}
         errors = {name: sources[name].final / quiet.final_rms for name in SOURCES if name in sources}
     return plan.timestep.astype(np.float64), errors

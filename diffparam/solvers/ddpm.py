@@ -36,7 +36,7 @@ def plan_ddpm(
     Args:
         schedule: The sampling grid.
         param: What the network outputs.
-        variance: ``posterior`` (diffusers' fixed_small) or ``upper`` (fixed_large); no noise at the last step either way.
+        variance: ``posterior`` (diffusers' fixed_small) or ``upper`` (fixed_large); none at a last step to phi = 0 either way.
         temperature: Factor on the noise (MAR, MMAR); 1 is the model's distribution.
         final_phi: Angle to end at, radians.
 

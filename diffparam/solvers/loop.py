@@ -92,6 +92,9 @@ def sample(
     errors = {"output": output_error, "state": state_error, "coefficient": coefficient_error, "timestep": timestep_error}
     for source, error in errors.items():
         check_error_model(error, f"{source}_error")
+        _check_calls(error, f"{source}_error", len(plan))
+    if record is not None and (record.phi or record.states):
+        raise ValueError(f"record must be empty, got one of {len(record.outputs)} steps; pass a new Trajectory()")
     fmt = None if arithmetic is None else parse_format(arithmetic)
     check_increments(increments, fmt)
     x, memory = x_init, None
@@ -233,6 +236,18 @@ def timestep_tensor(timestep: float, x: Tensor) -> Tensor:
 def _error_of_call(error: ErrorModel, call: int) -> ErrorModel:
     """A calibrated error may differ from call to call."""
     return error.of_call(call) if isinstance(error, NetworkError) and error.is_per_call else error
+
+
+def _check_calls(error: ErrorModel | None, name: str, calls: int) -> None:
+    """A calibrated error that differs from call to call is of one plan, and of its outputs."""
+    if not isinstance(error, NetworkError) or not error.is_per_call:
+        return
+    if name != "output_error":
+        raise ValueError(f"{name} must be of one call, got one of {len(error)} calls; use error.of_call(k)")
+    if len(error) != calls:
+        raise ValueError(
+            f"{name} must have one entry per call of the plan ({calls}), got {len(error)}; take Calibration.at(plan)"
+        )
 
 
 def _told(timestep: int | float, x: Tensor, error: ErrorModel | None, generator: torch.Generator | None) -> Tensor:
