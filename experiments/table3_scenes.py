@@ -66,7 +66,7 @@ _TINY = replace(TINY, preset="mmar-digits", subject="objects")
 PRESETS = {
     "smoke": Config((0,), _TINY, Amount(2, 2, 2), arms=("v_mixed", "vq", "transfusion"), workers=0),
     "quick": Config((0,), replace(QUICK, subject="objects"), Amount(100, 50, 25), arms=("v_mixed", "eps_mixed")),
-    "cpu": Config((0, 1), OBJECTS, Amount(400, 200)),
+    "cpu": Config((0, 1, 2), OBJECTS, Amount(400, 200)),
     "gpu": Config(recipe=replace(GPU, subject="objects"), amount=Amount(1000, 1000), workers=0, device="cuda"),
 }
 
