@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from diffparam import OutputMoments, Schedule, V, predict_v
+from diffparam import Schedule, V, predict_v
 from experiments.head_study.arms import Arm
 from experiments.tokens import TokenSet
 from mmar.diffusion_head import DiffusionHead
@@ -31,8 +31,8 @@ def measure(
     Returns:
         Lists over ``timesteps``: ``loss_float32`` E[(v - v_hi)^2]; ``loss_bf16`` E[(v - v_lo)^2]; ``direct``
         E[(v_lo - v_hi)^2], the energy of the rounding of the forward pass alone; ``delta`` rms(u_lo - u_hi) / rms(u_hi);
-        ``x_sq``, ``x_v``, ``v_sq``, the :class:`diffparam.OutputMoments` of the float32 evaluation. Conversion to v (eq. 24)
-        is in float64.
+        ``x_sq``, ``x_v``, ``v_sq``, what :class:`diffparam.OutputMoments` of the float32 evaluation are, NaN of a head that has
+        diverged. Conversion to v (eq. 24) is in float64.
     """
     exact = copy.deepcopy(head).float()  # bf16 weights are float32 numbers too: the same weights
     noise = torch.Generator().manual_seed(seed)
@@ -45,15 +45,15 @@ def measure(
         v = V.target(x0.double(), eps.double(), phi)
         u_hi, u_lo = (_evaluate(net, x_t, t, z, d) for net, d in ((exact, torch.float32), (head, torch.bfloat16)))
         v_hi, v_lo = (predict_v(u, x_t.double(), phi, param=arm.param) for u in (u_hi, u_lo))
-        moments = OutputMoments.measure(x_t.double(), v_hi)
+        x = x_t.double()
         values = (
             _energy(v - v_hi),
             _energy(v - v_lo),
             _energy(v_lo - v_hi),
             (_energy(u_lo - u_hi) / _energy(u_hi)) ** 0.5,
-            moments.x_sq,
-            moments.x_v,
-            moments.v_sq,
+            _energy(x),
+            (x * v_hi).mean().item(),
+            _energy(v_hi),
         )
         for curve, value in zip(curves.values(), values, strict=True):
             curve.append(value)
