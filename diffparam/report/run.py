@@ -8,7 +8,7 @@ from typing import Any
 from diffparam._checks import check_count, check_increments, check_number, check_phi
 from diffparam.error_model import CompensatedRounding, ErrorModel, RoundingError
 from diffparam.errors import UnknownName
-from diffparam.parameterization import AngularParam
+from diffparam.parameterization import AngularParam, check_param
 from diffparam.prediction.budget import as_error
 from diffparam.rounding import FloatFormat, parse_format
 from diffparam.schedule import Schedule
@@ -73,8 +73,7 @@ class Run:
         for schedule, name in ((self.training, "training"), (self.grid, "grid")):
             if not isinstance(schedule, Schedule):
                 raise TypeError(f"{name} must be a Schedule, got {type(schedule).__name__}; see Schedule.cosine and its likes")
-        if not isinstance(self.param, AngularParam):
-            raise TypeError(f"param must be an AngularParam, got {type(self.param).__name__}; see parse_parameterization")
+        check_param(self.param)
         check_count(len(self.grid), "steps", high=MAX_STEPS)
         if self.solver not in SOLVERS:
             raise UnknownName("solver", self.solver, SOLVERS)
